@@ -1,0 +1,1 @@
+"""nablad: gradients of losses that contain derivatives, computed by a server."""

@@ -1,0 +1,174 @@
+"""Arrays as they travel: `{dtype, shape, data}`, nested lists, or plain numbers.
+
+In msgpack `data` is the raw little-endian buffer; in JSON it is base64 of that buffer, or a nested list.
+Nested lists and plain numbers without a dtype are `Undeclared`: they take the float type of what they meet.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nablad.problems import Refusal
+
+DTYPES = frozenset(
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
+)
+KEYS = {"dtype", "shape", "data"}
+# JSON has no numbers for these; numbers written as these words are read back.
+WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+@dataclass(frozen=True, eq=False)
+class Undeclared:
+    """Numbers that came without a dtype, as `array` (int64, float64 or bool)."""
+
+    array: NDArray[Any]
+
+
+Received: TypeAlias = "NDArray[Any] | Undeclared"
+Encoding: TypeAlias = Literal["bytes", "base64", "lists"]
+
+
+def decode_array(value: Any, name: str) -> Received:
+    """An array from its travelling form; buffers are viewed, not copied.
+
+    Raises:
+        Refusal: `invalid_array`, naming `name` and what does not fit.
+    """
+    if isinstance(value, np.ndarray | Undeclared):
+        return value
+    if isinstance(value, Mapping):
+        return _from_members(value, name)
+    return Undeclared(_from_lists(value, name))
+
+
+def is_array_form(value: Any) -> bool:
+    """Whether a decoded value stands for an array rather than a tree of arrays."""
+    return not isinstance(value, Mapping) or ("data" in value and "dtype" in value)
+
+
+def _from_members(value: Mapping[str, Any], name: str) -> NDArray[Any]:
+    missing = KEYS - {"shape"} - set(value)
+    if missing or set(value) - KEYS:
+        detail = f"the array '{name}' needs dtype, shape and data, it has {', '.join(map(str, value)) or 'nothing'}"
+        raise Refusal("invalid_array", detail)
+    dtype = value["dtype"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        detail = f"the array '{name}' has dtype {dtype!r}; known are {', '.join(sorted(DTYPES))}"
+        raise Refusal("invalid_array", detail)
+    data = value["data"]
+    if isinstance(data, str):
+        try:
+            data = base64.b64decode(data, validate=True)
+        except (binascii.Error, ValueError):
+            raise Refusal("invalid_array", f"the data of the array '{name}' is not valid base64") from None
+    if not isinstance(data, bytes | bytearray | memoryview):
+        array = _from_lists(data, name)
+        shape = _shape(value.get("shape", array.shape), name)
+        if math.prod(shape) != array.size:
+            detail = f"the array '{name}' has {array.size} entries, its shape {shape} needs {math.prod(shape)}"
+            raise Refusal("invalid_array", detail)
+        return array.astype(dtype).reshape(shape)
+    shape = _shape(value.get("shape"), name)
+    kind = np.dtype(dtype).newbyteorder("<")
+    wanted = math.prod(shape) * kind.itemsize
+    if len(data) != wanted:
+        detail = f"the array '{name}' has {len(data)} bytes, {dtype}{shape} needs {wanted}"
+        raise Refusal("invalid_array", detail)
+    array = np.frombuffer(data, kind).reshape(shape)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _shape(value: Any, name: str) -> tuple[int, ...]:
+    whole = isinstance(value, list | tuple) and all(
+        isinstance(length, int) and not isinstance(length, bool) and length >= 0 for length in value
+    )
+    if not whole or len(value) > 32:
+        detail = f"the array '{name}' has shape {value!r}; a shape is a list of at most 32 whole numbers"
+        raise Refusal("invalid_array", detail)
+    return tuple(value)
+
+
+def _from_lists(value: Any, name: str) -> NDArray[Any]:
+    if not isinstance(value, list | tuple | int | float | str):
+        detail = f"the input '{name}' is {type(value).__name__}, not an array; send numbers, nested lists or {{dtype, shape, data}}"
+        raise Refusal("invalid_array", detail)
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in "UO":
+            array = np.asarray(_words(value))
+    except (ValueError, OverflowError, TypeError, RecursionError):
+        raise Refusal("invalid_array", f"the lists of '{name}' do not form an array of numbers: rows differ in length") from None
+    if array.dtype.kind not in "biuf":
+        raise Refusal("invalid_array", f"'{name}' holds something that is not a number")
+    return array
+
+
+def _words(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_words(item) for item in value]
+    return WORDS.get(value, value) if isinstance(value, str) else value
+
+
+def encode_array(array: Any, encoding: Encoding) -> Any:
+    """The travelling form of an array.
+
+    `"bytes"` for msgpack; `"base64"` for JSON that keeps dtype and every bit; `"lists"` for JSON that people
+    read: nested lists, with NaN and infinities as words.
+    """
+    array = np.asarray(array)
+    if encoding == "lists":
+        return _lists(array)
+    if array.dtype.name not in DTYPES:
+        raise TypeError(f"arrays of {array.dtype} do not travel; convert to one of {', '.join(sorted(DTYPES))}")
+    little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+    # A view of the buffer: msgpack copies it once, into the body.
+    data: Any = memoryview(little).cast("B") if little.size else b""
+    if encoding == "base64":
+        data = base64.b64encode(data).decode()
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}
+
+
+def _lists(array: NDArray[Any]) -> Any:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return _spelled(array.tolist())
+    return array.tolist()
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_spelled(item) for item in value]
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def encode_tree(value: Any, encoding: Encoding) -> Any:
+    """Arrays inside mappings and tuples, each in its travelling form; None stays."""
+    if isinstance(value, Mapping):
+        return {name: encode_tree(item, encoding) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return {"tuple": [encode_tree(item, encoding) for item in value]}
+    return None if value is None else encode_array(value, encoding)
+
+
+def decode_tree(value: Any, name: str) -> Any:
+    """The inverse of `encode_tree` for answers: NumPy arrays, dicts and tuples."""
+    if isinstance(value, Mapping) and not is_array_form(value):
+        if set(value) == {"tuple"}:
+            return tuple(decode_tree(item, name) for item in value["tuple"])
+        return {key: decode_tree(item, f"{name}.{key}") for key, item in value.items()}
+    if value is None:
+        return None
+    array = decode_array(value, name)
+    return array.array if isinstance(array, Undeclared) else array

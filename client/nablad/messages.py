@@ -1,0 +1,170 @@
+"""What a request and an answer consist of: the one definition, used by client and server."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from nablad.arrays import Received, decode_array, is_array_form
+
+NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+ARRAY_SCHEMA: dict[str, Any] = {
+    "description": "A number, nested lists of numbers, or {dtype, shape, data}.",
+    "anyOf": [
+        {"type": "number"},
+        {"type": "array", "items": {}},
+        {
+            "type": "object",
+            "required": ["dtype", "data"],
+            "properties": {
+                "dtype": {"type": "string", "examples": ["float32", "float64"]},
+                "shape": {"type": "array", "items": {"type": "integer"}},
+                "data": {"description": "base64 of the little-endian buffer, or nested lists"},
+            },
+        },
+    ],
+}
+
+
+Array: TypeAlias = Annotated[Any, WithJsonSchema(ARRAY_SCHEMA)]
+"""An array in its travelling form; `decode_inputs` makes NumPy of it, so that an error can name the entry."""
+
+Nesting: TypeAlias = Literal["auto", "default", "reverse_over_reverse", "forward_over_reverse"]
+Mode: TypeAlias = Literal["eval", "train"]
+
+
+class Message(BaseModel):
+    """A part of a request: members that are not known are refused, a misspelt one must not pass in silence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class Binding(Message):
+    """A hosted model under a name of the program, with the resident parameters or others."""
+
+    name: str = Field(description="Name of the hosted model.")
+    mode: Mode = Field("eval", description='"train" uses batch statistics and returns the new state.')
+    params: dict[str, Array] | None = Field(None, description="Parameters for this call; resident ones by default.")
+    state: dict[str, Array] | None = Field(None, description="State for this call; the resident one by default.")
+    version: str | None = Field(None, description="Refuse unless the resident parameters have this version.")
+
+
+class Question(Message):
+    """What every request with a program has."""
+
+    models: dict[str, Binding | str] = Field(
+        default_factory=dict,
+        description='Hosted models by the names the program uses; a bare string is {"name": string}.',
+        examples=[{"model": "net"}],
+    )
+    inputs: dict[str, Array] = Field(
+        default_factory=dict,
+        description="Arrays, numbers or parameter-shaped trees by the names the program uses.",
+    )
+    nesting: Nesting = Field("auto", description="How inner gradients are differentiated.")
+    seed: int = Field(0, description="Seed of the program's random operators.")
+    deadline_ms: float | None = Field(None, gt=0, description="Give up with 504 after this many milliseconds.")
+
+
+class GradientRequest(Question):
+    """`POST /v1/gradient`: the loss, its terms and its gradients."""
+
+    loss: str = Field(description="The program; its last expression is the loss.")
+    wrt: list[str] = Field(
+        default_factory=lambda: ["params"],
+        description='What to differentiate: "params", "u.params", "u.params[layer_1.weight]", or inputs.',
+        examples=[["params", "x"]],
+    )
+    terms: list[str] | dict[str, float] = Field(
+        default_factory=list,
+        description="Named scalars to return, or their weights when the loss is the weighted sum.",
+    )
+    outputs: list[str] = Field(default_factory=list, description="Named values to return.")
+
+
+class EvaluateRequest(Question):
+    """`POST /v1/evaluate`: named values of a program, without an outer gradient."""
+
+    program: str = Field(description="The program.")
+    outputs: list[str] | None = Field(
+        None, description='Named values to return; by default the last expression, as "result".'
+    )
+
+
+class CheckRequest(GradientRequest):
+    """`POST /v1/check`: the gradients against central differences in float64."""
+
+
+class ModelRequest(Message):
+    """`PUT /v1/models/{name}`: host an architecture."""
+
+    architecture: dict[str, Any] = Field(
+        examples=[{"layers": [{"dense": [2, 4], "activation": "tanh"}, {"dense": [4, 2]}]}]
+    )
+    params: dict[str, Array] | None = Field(None, description="Start parameters; drawn from seed by default.")
+    state: dict[str, Array] | None = None
+    seed: int = Field(0, description="Seed of the drawn parameters.")
+
+
+class ParamsRequest(Message):
+    """`PUT /v1/models/{name}/params`: replace resident parameters, and state where given."""
+
+    params: dict[str, Array]
+    state: dict[str, Array] | None = None
+
+
+class ParameterInfo(BaseModel):
+    """Shape and dtype of one parameter."""
+
+    shape: list[int]
+    dtype: str
+
+
+class ModelInfo(BaseModel):
+    """A hosted model, described."""
+
+    name: str
+    architecture: dict[str, Any]
+    parameters: dict[str, ParameterInfo]
+    state: dict[str, ParameterInfo]
+    parameter_count: int
+    version: str
+
+
+class OperatorInfo(BaseModel):
+    """A row of the operator table."""
+
+    name: str
+    signature: str
+    doc: str
+    family: str
+    aliases: list[str]
+
+
+class Timing(BaseModel):
+    """Where the time of a call went, in milliseconds."""
+
+    decode_ms: float = 0.0
+    queue_ms: float = 0.0
+    compile_ms: float = 0.0
+    device_ms: float = 0.0
+    encode_ms: float = 0.0
+    compiled: bool = Field(False, description="Whether this call compiled its program.")
+
+
+def decode_inputs(given: dict[str, Any], what: str) -> dict[str, Received | dict[str, Received]]:
+    """Arrays and trees from their travelling forms, each error naming its entry."""
+    decoded: dict[str, Received | dict[str, Received]] = {}
+    for name, value in given.items():
+        if is_array_form(value):
+            decoded[name] = decode_array(value, f"{what}{name}")
+        else:
+            decoded[name] = decode_arrays(value, f"{what}{name}.")
+    return decoded
+
+
+def decode_arrays(given: dict[str, Any], what: str) -> dict[str, Received]:
+    """A flat mapping of arrays from its travelling form."""
+    return {name: decode_array(value, f"{what}{name}") for name, value in given.items()}

@@ -1,0 +1,129 @@
+"""Bodies: JSON and msgpack, chosen by `Content-Type` and `Accept`. Both ends read and write with these.
+
+Both formats carry one structure; `docs/wire.md` shows it byte by byte.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgpack
+
+from nablad.arrays import Encoding
+from nablad.problems import Refusal
+
+JSON = "application/json"
+MSGPACK = "application/msgpack"
+PROBLEM = "application/problem+json"
+
+SPOKEN = {JSON: JSON, MSGPACK: MSGPACK, "application/x-msgpack": MSGPACK, "application/vnd.msgpack": MSGPACK}
+DEEPEST = 100
+
+
+def media_type(header: str | None) -> str:
+    """The format of a body from its `Content-Type`; JSON where none is given.
+
+    Raises:
+        Refusal: `unknown_media_type`.
+    """
+    if not header:
+        return JSON
+    bare = header.split(";")[0].strip().lower()
+    if bare in SPOKEN:
+        return SPOKEN[bare]
+    # curl -d without -H sends this; the body is nearly always JSON.
+    if bare == "application/x-www-form-urlencoded":
+        return JSON
+    raise Refusal("unknown_media_type", f"bodies are {JSON} or {MSGPACK}, not '{bare}'")
+
+
+def answer_type(accept: str | None, default: str) -> tuple[str, Encoding]:
+    """Format and array encoding of the answer from `Accept`.
+
+    `application/json; arrays=base64` asks for `{dtype, shape, data}` instead of nested lists. Without a
+    preference the answer has the format of the request, `default`.
+
+    Raises:
+        Refusal: `not_acceptable`.
+    """
+    if not accept:
+        return default, _encoding(default, {})
+    offers = []
+    for position, item in enumerate(accept.split(",")):
+        bare, *pairs = [part.strip() for part in item.split(";")]
+        settings = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+        offers.append((-_quality(settings.get("q", "1")), position, bare.lower(), settings))
+    for quality, _, bare, settings in sorted(offers, key=lambda offer: offer[:2]):
+        if quality == 0:
+            continue
+        if bare in ("*/*", "application/*"):
+            return default, _encoding(default, settings)
+        if bare in SPOKEN:
+            return SPOKEN[bare], _encoding(SPOKEN[bare], settings)
+    raise Refusal("not_acceptable", f"answers are {JSON} or {MSGPACK}; Accept asks for '{accept}'")
+
+
+def _quality(text: str) -> float:
+    try:
+        return max(0.0, min(1.0, float(text)))
+    except ValueError:
+        return 0.0
+
+
+def _encoding(media: str, settings: dict[str, str]) -> Encoding:
+    if media == MSGPACK:
+        return "bytes"
+    return "base64" if settings.get("arrays") == "base64" else "lists"
+
+
+def encode_body(value: Any, media: str) -> bytes:
+    """A structure whose arrays are encoded already, as bytes."""
+    if media == MSGPACK:
+        return msgpack.packb(value)  # type: ignore[no-any-return]
+    return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+
+
+def decode_body(body: bytes, media: str) -> dict[str, Any]:
+    """The structure in a body; arrays are still in their travelling form.
+
+    Raises:
+        Refusal: `malformed_body` with where it breaks off.
+    """
+    try:
+        value = _unpack(body) if media == MSGPACK else _parse(body)
+    except RecursionError:
+        raise Refusal("malformed_body", "the body is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise Refusal("malformed_body", f"the body must be an object, not {type(value).__name__}")
+    return value
+
+
+def _parse(body: bytes) -> Any:
+    if not body.strip():
+        raise Refusal("malformed_body", "the body is empty; it must be a JSON object")
+    try:
+        return json.loads(body)
+    except UnicodeDecodeError as error:
+        raise Refusal("malformed_body", f"the body is not UTF-8 (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        detail = f"the body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        if error.pos >= len(error.doc.rstrip()):
+            detail += "; it seems cut short"
+        raise Refusal("malformed_body", detail) from None
+    except ValueError as error:  # numbers of more digits than Python converts
+        raise Refusal("malformed_body", f"the body is not valid JSON: {str(error).split(';')[0]}") from None
+
+
+def _unpack(body: bytes) -> Any:
+    try:
+        return msgpack.unpackb(body, strict_map_key=True)
+    except msgpack.ExtraData as error:
+        detail = f"the body holds {len(error.extra)} bytes after its msgpack value"
+        raise Refusal("malformed_body", detail) from None
+    except msgpack.StackError:
+        raise Refusal("malformed_body", "the body is nested too deeply") from None
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        reason = str(error) or type(error).__name__
+        hint = "; it seems cut short" if "incomplete" in reason.lower() or not body else ""
+        raise Refusal("malformed_body", f"the body is not valid msgpack: {reason}{hint}") from None

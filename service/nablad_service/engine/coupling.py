@@ -1,0 +1,238 @@
+"""Do examples mix? Read from the traced computation, never taken on trust.
+
+A computation keeps examples apart along an axis when entry i of the result, along an axis of the result,
+depends on entry i of the variable alone. We follow that axis through the jaxpr: each intermediate either does
+not depend on the variable (`FIXED`), carries the examples along one axis (its number), or mixes them (`MIXED`).
+Primitives that are not listed count as mixing: a refusal too many is safe, a wrong derivative is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeAlias
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+FIXED: Final = -1
+MIXED: Final = -2
+Axis: TypeAlias = int
+"""FIXED, MIXED, or the axis along which the examples lie."""
+
+
+def result_axis(closed: ClosedJaxpr, axes: Sequence[Axis]) -> Axis:
+    """Where the examples lie in the (one) result, given where they lie in each argument."""
+    return _walk(closed.jaxpr, axes)[0]
+
+
+def keeps_examples_apart(closed: ClosedJaxpr, x_axis: int, y_axis: int) -> bool:
+    """Whether entry i of the result along `y_axis` depends on entry i of the argument along `x_axis` alone."""
+    return result_axis(closed, [x_axis]) in (y_axis, FIXED)
+
+
+def _walk(jaxpr: Jaxpr, axes: Sequence[Axis]) -> list[Axis]:
+    known: dict[Any, Axis] = dict(zip(jaxpr.invars, axes, strict=True))
+
+    def axis_of(atom: Any) -> Axis:
+        return FIXED if isinstance(atom, Literal) else known.get(atom, FIXED)
+
+    for equation in jaxpr.eqns:
+        inputs = [axis_of(atom) for atom in equation.invars]
+        outputs = _through(equation, inputs)
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return [axis_of(atom) for atom in jaxpr.outvars]
+
+
+def _through(equation: JaxprEqn, inputs: list[Axis]) -> list[Axis]:
+    count = len(equation.outvars)
+    if all(axis == FIXED for axis in inputs):
+        return [FIXED] * count
+    if MIXED in inputs:
+        return [MIXED] * count
+    name = equation.primitive.name
+    if name in CALLS:
+        inner = equation.params[CALLS[name]]
+        return _walk(getattr(inner, "jaxpr", inner), inputs)
+    rule = RULES.get(name)
+    if rule is not None:
+        return [rule(equation, inputs)] * count
+    if name in ELEMENTWISE:
+        return [_elementwise(equation, inputs)] * count
+    return [MIXED] * count
+
+
+def _elementwise(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
+    """Operands of one shape must agree; scalars that depend on the variable mix."""
+    shape = equation.outvars[0].aval.shape  # type: ignore[attr-defined]
+    found = {axis for axis in inputs if axis != FIXED}
+    same_shape = all(
+        axis == FIXED or atom.aval.shape == shape for atom, axis in zip(equation.invars, inputs, strict=True)
+    )
+    return found.pop() if len(found) == 1 and same_shape else MIXED
+
+
+def _broadcast(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
+    return int(equation.params["broadcast_dimensions"][inputs[0]])
+
+
+def _transpose(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
+    return int(equation.params["permutation"].index(inputs[0]))
+
+
+def _reduce(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
+    axes = equation.params["axes"]
+    carried = {axis for axis in inputs if axis != FIXED}
+    axis = carried.pop()
+    if carried or axis in axes:
+        return MIXED
+    return axis - sum(other < axis for other in axes)
+
+
+def _squeeze(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
+    axis, gone = inputs[0], equation.params["dimensions"]
+    return MIXED if axis in gone else axis - sum(other < axis for other in gone)
+
+
+def _reshape(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
+    """The axis survives where the lengths before it multiply to the same and its own length stays."""
+    before = equation.invars[0].aval.shape
+    after = equation.outvars[0].aval.shape  # type: ignore[attr-defined]
+    ahead = _product(before[: inputs[0]])
+    for axis, length in enumerate(after):
+        if _product(after[:axis]) == ahead and length == before[inputs[0]]:
+            return axis
+    return MIXED
+
+
+def _product(lengths: Sequence[int]) -> int:
+    result = 1
+    for length in lengths:
+        result *= length
+    return result
+
+
+def _dot(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
+    (left_contract, right_contract), (left_batch, right_batch) = equation.params["dimension_numbers"]
+    left, right = inputs
+    if left != FIXED and right != FIXED:
+        # Both carry examples: only as the same batch axis do they stay apart.
+        if left in left_batch and right in right_batch and left_batch.index(left) == right_batch.index(right):
+            return int(left_batch.index(left))
+        return MIXED
+    if left != FIXED:
+        return _dot_side(left, left_batch, left_contract, len(left_batch))
+    left_free = equation.invars[0].aval.ndim - len(left_batch) - len(left_contract)
+    return _dot_side(right, right_batch, right_contract, len(right_batch) + left_free)
+
+
+def _dot_side(axis: Axis, batch: Sequence[int], contract: Sequence[int], offset: int) -> Axis:
+    if axis in batch:
+        return list(batch).index(axis)
+    if axis in contract:
+        return MIXED
+    taken = [*batch, *contract]
+    return offset + axis - sum(other < axis for other in taken)
+
+
+def _whole_axis(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
+    """Slices and pads are fine where they leave the examples' axis as it is."""
+    axis = inputs[0]
+    before = equation.invars[0].aval.shape
+    after = equation.outvars[0].aval.shape  # type: ignore[attr-defined]
+    if any(other != FIXED for other in inputs[1:]) or before[axis] != after[axis]:
+        return MIXED
+    config = equation.params.get("padding_config")
+    return axis if config is None or tuple(config[axis]) == (0, 0, 0) else MIXED
+
+
+def _along_other_axis(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
+    """Concatenation, reversal, cumulation and sorting along an axis that is not the examples'."""
+    params = equation.params
+    touched = params.get("dimension", params.get("axis", params.get("dimensions")))
+    touched = tuple(touched) if isinstance(touched, tuple | list) else (touched,)
+    carried = {axis for axis in inputs if axis != FIXED}
+    axis = carried.pop()
+    return MIXED if carried or axis in touched else axis
+
+
+def _convolution(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
+    numbers = equation.params["dimension_numbers"]
+    if inputs[1] != FIXED or inputs[0] != numbers.lhs_spec[0] or equation.params["batch_group_count"] != 1:
+        return MIXED
+    return int(numbers.out_spec[0])
+
+
+def _select_and_window(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
+    axis = inputs[0]
+    window = equation.params["window_dimensions"]
+    strides = equation.params["window_strides"]
+    carried = {other for other in inputs if other != FIXED}
+    return axis if carried == {axis} and window[axis] == 1 and strides[axis] == 1 else MIXED
+
+
+def _matrix(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
+    """Linear algebra on the last two axes; leading axes are batch axes."""
+    carried = {axis for axis in inputs if axis != FIXED}
+    axis = carried.pop()
+    return MIXED if carried or axis >= equation.invars[0].aval.ndim - 2 else axis
+
+
+RULES: dict[str, Callable[[JaxprEqn, list[Axis]], Axis]] = {
+    "broadcast_in_dim": _broadcast,
+    "transpose": _transpose,
+    "squeeze": _squeeze,
+    "reshape": _reshape,
+    "dot_general": _dot,
+    "slice": _whole_axis,
+    "dynamic_slice": _whole_axis,
+    "pad": _whole_axis,
+    "concatenate": _along_other_axis,
+    "rev": _along_other_axis,
+    "cumsum": _along_other_axis,
+    "cumlogsumexp": _along_other_axis,
+    "cummax": _along_other_axis,
+    "cummin": _along_other_axis,
+    "cumprod": _along_other_axis,
+    "sort": _along_other_axis,
+    "split": _along_other_axis,
+    "conv_general_dilated": _convolution,
+    "reduce_window_sum": _select_and_window,
+    "reduce_window_max": _select_and_window,
+    "reduce_window_min": _select_and_window,
+    "cholesky": _matrix,
+    "triangular_solve": _matrix,
+    **dict.fromkeys(
+        (
+            "reduce_sum",
+            "reduce_max",
+            "reduce_min",
+            "reduce_prod",
+            "reduce_and",
+            "reduce_or",
+            "argmax",
+            "argmin",
+        ),
+        _reduce,
+    ),
+}
+
+CALLS = {
+    "pjit": "jaxpr",
+    "jit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
+
+ELEMENTWISE = frozenset(
+    """
+    abs acos acosh add and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp convert_element_type
+    copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma imag integer_pow
+    is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not optimization_barrier or polygamma
+    pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh
+    xor add_any name pvary
+    """.split()
+)

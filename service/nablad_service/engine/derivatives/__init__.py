@@ -1,0 +1,39 @@
+"""Derivative operators: one file an operator, each a row with its strategies."""
+
+from __future__ import annotations
+
+from nablad_service.engine.derivatives import (
+    batched_jacobian,
+    gradient,
+    hessian,
+    hutchinson,
+    hvp,
+    jacobian,
+    jvp,
+    partial,
+    vjp,
+)
+from nablad_service.engine.derivatives.row import Choice, DerivativeRow, Differentiation, Shapes, Strategy
+from nablad_service.language.signatures import OperatorSignature
+
+__all__ = ["ROWS", "TABLE", "VMAP", "Choice", "DerivativeRow", "Differentiation", "Shapes", "Strategy"]
+
+ROWS: tuple[DerivativeRow, ...] = (
+    gradient.ROW,
+    jacobian.ROW,
+    batched_jacobian.ROW,
+    partial.ROW,
+    jvp.ROW,
+    vjp.ROW,
+    hvp.ROW,
+    hessian.ROW,
+    hutchinson.ROW,
+)
+TABLE: dict[str, DerivativeRow] = {row.signature.name: row for row in ROWS}
+
+VMAP = OperatorSignature(
+    "vmap",
+    "vmap(f, in_axes=0)",
+    "The def f over the examples of its arguments: vmap(f)(x). Numbers are shared by all examples.",
+    "derivative",
+)

@@ -1,0 +1,120 @@
+"""`grad(y, x)`: the gradient of a scalar, and the seed idea of nablad.
+
+Inside a loss that is differentiated again, a gradient g(x, c) = ∇ₓ f(x, c) needs a pullback: for a cotangent
+v on g, the sum of v'∂g over everything f depends on. Because second derivatives commute,
+
+    ∇₍ₓ,꜀₎ <v, ∇ₓ f(x, c)>  =  d/dε ∇₍ₓ,꜀₎ f(x + εv, c) at ε = 0,
+
+so one directional derivative (jvp) of the gradient with respect to *everything at once*, x and all that is
+captured, gives the whole pullback: forward over reverse. The plain way, reverse over reverse, differentiates
+the backward pass of f once more. They agree to rounding; which is cheaper depends on f.
+
+The rule is installed on the outermost inner derivative only, where reverse mode is certain to meet it: a
+`custom_vjp` has no jvp, so beneath it everything stays plain JAX and nests to any order. What f captures is
+made explicit, so no gradient is dropped, neither the parameters' nor a probe's.
+
+Reference: A. Griewank and A. Walther, Evaluating Derivatives, 2nd ed., SIAM 2008, chapter 5;
+the single-jvp rule is Lux.jl's (manual, "Nested Automatic Differentiation").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nablad_service.engine.derivatives.row import (
+    Captured,
+    Choice,
+    DerivativeRow,
+    Differentiation,
+    Shapes,
+    need_scalar,
+)
+from nablad_service.engine.values import Value
+from nablad_service.language.signatures import OperatorSignature
+
+
+def reverse_over_reverse(problem: Differentiation) -> Value:
+    """Plain `jax.grad`; an outer gradient differentiates its backward pass."""
+    return jax.grad(problem.at)(problem.x)
+
+
+def forward_over_reverse(problem: Differentiation) -> Value:
+    """`jax.grad` whose pullback is one jvp of the gradient with respect to everything."""
+    if not problem.differentiated:
+        return jax.grad(problem.at)(problem.x)
+    return pulled_back_by_jvp(problem.function, problem.x, problem.captured)
+
+
+def pulled_back_by_jvp(
+    function: Callable[[Value, Captured], Any], x: Value, captured: Captured
+) -> Value:
+    """∇ₓ function(x, captured), with the pullback of the module's docstring."""
+    leaves, structure = jax.tree.flatten(captured)
+    floating = [isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
+    traced = [isinstance(leaf, jax.Array) for leaf in leaves]
+    # Numbers of the text stay Python's: as traced arguments they could shape nothing any more.
+    static = [None if is_traced else leaf for leaf, is_traced in zip(leaves, traced, strict=True)]
+
+    def rebuild(floats: list[Any], others: list[Any]) -> Captured:
+        of_floats, of_others = iter(floats), iter(others)
+        merged = [
+            next(of_floats) if is_float else next(of_others) if is_traced else fixed
+            for is_float, is_traced, fixed in zip(floating, traced, static, strict=True)
+        ]
+        return jax.tree.unflatten(structure, merged)  # type: ignore[no-any-return]
+
+    def scalar(x: Value, floats: list[Any], others: list[Any]) -> Any:
+        return function(x, rebuild(floats, others))
+
+    @jax.custom_vjp
+    def gradient(x: Value, floats: list[Any], others: list[Any]) -> Value:
+        return jax.grad(scalar)(x, floats, others)
+
+    def forward(x: Value, floats: list[Any], others: list[Any]) -> tuple[Value, Any]:
+        return gradient(x, floats, others), (x, floats, others)
+
+    def backward(residuals: Any, v: Value) -> tuple[Value, Value, None]:
+        x, floats, others = residuals
+        of_everything = jax.grad(scalar, argnums=(0, 1))
+        _, (x_bar, floats_bar) = jax.jvp(lambda x: of_everything(x, floats, others), (x,), (v,))
+        return x_bar, floats_bar, None
+
+    gradient.defvjp(forward, backward)
+    floats = [leaf for leaf, is_float in zip(leaves, floating, strict=True) if is_float]
+    others = [
+        leaf
+        for leaf, is_float, is_traced in zip(leaves, floating, traced, strict=True)
+        if is_traced and not is_float
+    ]
+    return gradient(x, floats, others)
+
+
+def check(shapes: Shapes) -> None:
+    """The value must be a scalar."""
+    need_scalar(shapes, "grad")
+
+
+def choose(shapes: Shapes, nesting: str) -> Choice:
+    """What was asked for; by itself forward over reverse, at most as dear in most measurements."""
+    del shapes
+    if nesting == "auto":
+        return Choice("forward_over_reverse", "one jvp over the gradient pulls it back")
+    return Choice(nesting, "asked for")
+
+
+ROW = DerivativeRow(
+    OperatorSignature(
+        "grad",
+        "grad(y, x)",
+        "Gradient of the scalar y with respect to the name x; shape of x, a tree for parameters.",
+        "derivative",
+        order=1,
+    ),
+    check,
+    {"forward_over_reverse": forward_over_reverse, "reverse_over_reverse": reverse_over_reverse},
+    choose,
+)

@@ -1,0 +1,57 @@
+"""`d(u, x)`, `d(u, x, t)`, `d(u, x, x)`: partial derivatives, of a scalar in a scalar or entry by entry.
+
+Where u and x are batches of equal shape and no entry of u depends on another entry of x, the Jacobian is
+diagonal and one jvp with a tangent of ones reads it off. `d(u, x, t)` is `d(d(u, x), t)`.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from nablad.problems import Refusal
+from nablad_service.engine.derivatives.row import (
+    Choice,
+    DerivativeRow,
+    Differentiation,
+    Shapes,
+    need_array,
+)
+from nablad_service.engine.values import Value
+from nablad_service.language.signatures import OperatorSignature
+
+
+def forward(problem: Differentiation) -> Value:
+    """One jvp with a tangent of ones."""
+    return jax.jvp(problem.at, (problem.x,), (jnp.ones_like(problem.x),))[1]
+
+
+def check(shapes: Shapes) -> None:
+    """u and x must have one shape."""
+    need_array(shapes.x, "d")
+    u, x = tuple(shapes.y.shape), tuple(shapes.x.shape)
+    if u == x:
+        return
+    hint = "use grad(u, x)" if u == () else "write a def of one point and vmap it"
+    detail = f"d needs a value and a variable of one shape, not {u} and {x}; {hint}"
+    raise Refusal("shape_mismatch", detail, extra={"shapes": [list(u), list(x)]})
+
+
+def independent_axes(shapes: Shapes) -> tuple[tuple[int, int], ...]:
+    """Every axis with more than one entry."""
+    return tuple((axis, axis) for axis, length in enumerate(shapes.x.shape) if length > 1)
+
+
+ROW = DerivativeRow(
+    OperatorSignature(
+        "d",
+        "d(u, *x)",
+        "Partial derivative of u in x, then in the next name: d(u, x, t). Scalars, or entry by entry.",
+        "derivative",
+        order=1,
+    ),
+    check,
+    {"forward": forward},
+    lambda shapes, nesting: Choice("forward", "one forward pass along the variable"),
+    independent_axes,
+)

@@ -1,0 +1,124 @@
+"""What a derivative operator is made of: a signature, checks, strategies, and a rule that picks one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from nablad.problems import Refusal
+from nablad_service.engine.values import Value
+from nablad_service.language.signatures import OperatorSignature
+
+Captured: TypeAlias = dict[int, Value]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a plan may know of a derivative: shapes and dtypes, never values."""
+
+    x: Any
+    """`jax.ShapeDtypeStruct` of the variable, or a tree of them."""
+    y: Any
+    """`jax.ShapeDtypeStruct` of the value."""
+    vectors: tuple[Any, ...]
+
+    @property
+    def x_size(self) -> int:
+        """Number of entries of the variable."""
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.x))
+
+    @property
+    def y_size(self) -> int:
+        """Number of entries of the value."""
+        return math.prod(self.y.shape)
+
+
+@dataclass(frozen=True)
+class Differentiation:
+    """One derivative about to be computed: `function(x, captured)` at `x`, where all it reads is explicit."""
+
+    function: Callable[[Value, Captured], Any]
+    x: Value
+    captured: Captured
+    vectors: tuple[Value, ...]
+    shapes: Shapes
+    differentiated: bool
+    """Whether this is an outermost inner derivative of a loss that will be differentiated in reverse."""
+
+    def at(self, x: Value) -> Any:
+        """The value as a function of the variable alone."""
+        return self.function(x, self.captured)
+
+
+Strategy: TypeAlias = Callable[[Differentiation], Any]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A strategy by name, and why in half a sentence."""
+
+    strategy: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DerivativeRow:
+    """A derivative operator.
+
+    `check` refuses shapes that make no sense. `choose` picks a strategy from shapes and the `nesting` asked
+    for. `independent_axes` names the axes of the variable along which examples must not mix, by pairs
+    (axis of x, axis of y); the engine proves it from the traced computation before it trusts the operator.
+    """
+
+    signature: OperatorSignature
+    check: Callable[[Shapes], None]
+    strategies: Mapping[str, Strategy]
+    choose: Callable[[Shapes, str], Choice]
+    independent_axes: Callable[[Shapes], tuple[tuple[int, int], ...]] = lambda shapes: ()
+
+
+def describe(spec: Any) -> str:
+    """A shape, or a tree by its number of arrays."""
+    return f"a tree of {len(spec)} arrays" if isinstance(spec, dict) else f"shape {tuple(spec.shape)}"
+
+
+def need_array(spec: Any, operator: str, what: str = "the variable") -> None:
+    """Refuse parameter trees where one array is needed."""
+    if isinstance(spec, dict):
+        raise Refusal("wrong_kind", f"{operator} needs an array as {what}, not {describe(spec)}")
+
+
+def need_scalar(shapes: Shapes, operator: str) -> None:
+    """Refuse values that are not scalars."""
+    if shapes.y.shape != ():
+        hint = "use sum or mean, index one entry, or take jacobian"
+        detail = f"{operator} needs a scalar value, this one has shape {tuple(shapes.y.shape)}; {hint}"
+        raise Refusal("not_scalar", detail, extra={"shapes": [list(shapes.y.shape)]})
+
+
+def need_same_shape(vector: Any, target: Any, operator: str, name: str, of: str) -> None:
+    """Refuse a tangent or cotangent that is not shaped like what it belongs to."""
+    same = jax.tree.structure(vector) == jax.tree.structure(target) and all(
+        jnp.shape(a) == jnp.shape(b)
+        for a, b in zip(jax.tree.leaves(vector), jax.tree.leaves(target), strict=True)
+    )
+    if not same:
+        detail = f"{operator} needs {name} shaped like {of}, {describe(target)}, not {describe(vector)}"
+        shapes = [list(spec.shape) for spec in (target, vector) if not isinstance(spec, dict)]
+        raise Refusal("shape_mismatch", detail, extra={"shapes": shapes})
+
+
+def like(vector: Value, target: Value) -> Value:
+    """`vector` as arrays of the dtypes of `target`: jvp and vjp insist on equal dtypes."""
+    return jax.tree.map(lambda v, t: jnp.asarray(v).astype(t.dtype), vector, target)
+
+
+def inner(a: Value, b: Value) -> Any:
+    """Sum of the products of all entries of two arrays or trees."""
+    products = jax.tree.map(lambda left, right: jnp.sum(left * right), a, b)
+    return sum(jax.tree.leaves(products))

@@ -1,0 +1,181 @@
+"""The engine: query -> plan -> executable -> result. Knows neither HTTP nor threads."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nablad.problems import Refusal
+from nablad_service.engine import differences
+from nablad_service.engine.evaluation import Evaluation, Meaning
+from nablad_service.engine.objective import named_value, objective, result_of
+from nablad_service.engine.operators import SIGNATURES
+from nablad_service.engine.plan import Plan, plan_of
+from nablad_service.language import Limits, Program, graph, parse
+from nablad_service.query import Query, Signature, Variable
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A plan, and the traced computation that follows it."""
+
+    plan: Plan
+    computation: Any
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Executable:
+    """A compiled plan: call it with a query's values."""
+
+    plan: Plan
+    compiled: Any
+    seconds: float
+
+    def run(self, query: Query) -> dict[str, Any]:
+        """The answer's arrays, on the host: `value`, `terms`, `gradients`, `outputs`, `state`.
+
+        Raises:
+            Refusal: `out_of_memory` where the device cannot hold the computation.
+        """
+        try:
+            result = self.compiled(arguments(query))
+            return jax.device_get(result)  # type: ignore[no-any-return]
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                detail = "the device ran out of memory; send fewer examples at once"
+                raise Refusal("out_of_memory", detail) from error
+            raise
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Parses, plans, compiles and checks. Create it with `start`, which sets JAX up."""
+
+    limits: Limits
+
+    @classmethod
+    def start(cls, limits: Limits | None = None) -> Engine:
+        """Set JAX up for float32 and float64 programs side by side, and give an engine.
+
+        The switch is JAX's own and process-wide: it only allows 64-bit types. Programs keep to the float
+        type of their inputs.
+        """
+        jax.config.update("jax_enable_x64", True)
+        return cls(limits or Limits())
+
+    def device(self) -> str:
+        """The device that programs run on, in words."""
+        device = jax.devices()[0]
+        return f"{device.platform} ({device.device_kind})"
+
+    def parse(self, signature: Signature) -> Program:
+        """The program of a signature, its names resolved and its inputs all used.
+
+        Raises:
+            Refusal: for anything wrong with the text or with `wrt`, `terms` and `outputs`.
+        """
+        program = parse(
+            signature.text,
+            inputs=[name for name, _ in signature.inputs],
+            models=[model.name for model in signature.models],
+            operators=SIGNATURES,
+            limits=self.limits,
+        )
+        _check_inputs(program)
+        for name in (*signature.terms, *signature.outputs):
+            named_value(program, name)
+        if signature.kind == "gradient":
+            targets = [named_value(program, name) for name in signature.terms]
+            if not signature.weighted:
+                targets.append(result_of(program))
+            for variable in signature.wrt:
+                _check_reaches(program, variable, targets)
+        return program
+
+    def trace(self, query: Query) -> Traced:
+        """Check shapes and dtypes by abstract evaluation and choose a strategy for each derivative.
+
+        Raises:
+            Refusal: pointing at the piece of text that does not fit.
+        """
+        started = time.perf_counter()
+        evaluation = self._evaluation(query)
+        compute = objective(evaluation, query.signature)
+        try:
+            computation = jax.jit(compute).trace(arguments(query))
+        except NotImplementedError as error:
+            detail = f"JAX cannot differentiate this: {str(error).splitlines()[0]}"
+            raise Refusal("not_differentiable", detail) from error
+        plan = plan_of(evaluation, query.signature)
+        return Traced(plan, computation, time.perf_counter() - started)
+
+    def compile(self, traced: Traced) -> Executable:
+        """Compile for the device."""
+        started = time.perf_counter()
+        compiled = traced.computation.lower().compile()
+        return Executable(traced.plan, compiled, traced.seconds + time.perf_counter() - started)
+
+    def check(self, query: Query) -> dict[str, Any]:
+        """The query's gradients against central differences in float64; see `differences`."""
+        evaluation = self._evaluation(query)
+        return differences.check(objective(evaluation, query.signature), arguments(query), query.signature)
+
+    def _evaluation(self, query: Query) -> Evaluation:
+        signature = query.signature
+        meaning = Meaning(
+            program=self.parse(signature),
+            models=query.models,
+            modes={model.name: model.mode for model in signature.models},
+            dtype=jnp.dtype(signature.dtype),
+            nesting=signature.nesting,
+            differentiated=signature.kind == "gradient",
+        )
+        return Evaluation(meaning)
+
+
+def arguments(query: Query) -> dict[str, Any]:
+    """The values of a query as the compiled program takes them.
+
+    Values enter as arguments, never as constants captured by the function: an ahead-of-time compiled
+    program would be called with fewer inputs than it was compiled for.
+    """
+
+    def tree(value: Any) -> Any:
+        return value if isinstance(value, np.ndarray) else OrderedDict(value)
+
+    return {
+        "inputs": {name: tree(value) for name, value in query.inputs.items()},
+        "params": {name: tree(value) for name, value in query.params.items()},
+        "state": {name: tree(value) for name, value in query.state.items()},
+        "weights": {
+            name: np.asarray(weight, query.signature.dtype) for name, weight in query.weights.items()
+        },
+    }
+
+
+def _check_inputs(program: Program) -> None:
+    read = {index for node in program.nodes for index in node.reads} | {program.result}
+    read |= {node.wrt for node in program.nodes if isinstance(node, graph.Derivative)}
+    unused = [name for name, index in program.inputs.items() if index not in read]
+    if unused:
+        names = ", ".join(f"'{name}'" for name in unused)
+        raise Refusal("extra_input", f"the program does not use the input {names}; leave it out")
+
+
+def _check_reaches(program: Program, variable: Variable, targets: list[int]) -> None:
+    used = program.used(targets)
+    if variable.kind == "input":
+        reached = program.inputs[str(variable.name)] in used
+    else:
+        bindings = program.bindings
+        models = [variable.name] if variable.name else list(bindings)
+        reached = any(bindings[str(model)] in used for model in models)
+    if not reached:
+        raise Refusal("independent", f"the loss does not depend on '{variable.key}', which wrt asks for")

@@ -1,0 +1,390 @@
+"""A program's value, node by node in definition order: the rules that give each kind of node its meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nablad.problems import Refusal
+from nablad_service.engine import coupling, derivatives, values
+from nablad_service.engine.derivatives import Choice, Differentiation, Shapes
+from nablad_service.engine.operators import TABLE
+from nablad_service.engine.operators.arithmetic import column_meets_row
+from nablad_service.engine.values import Tree, Value, show
+from nablad_service.language import graph
+from nablad_service.language.places import place
+
+
+class Hosted(Protocol):
+    """What the engine needs of a model; `nablad_models.Model` is one."""
+
+    @property
+    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the parameters, in declared order."""
+        ...
+
+    def apply(
+        self, params: Mapping[str, Any], state: Mapping[str, Any], x: Any, *, train: bool
+    ) -> tuple[Any, dict[str, Any]]:
+        """The output and the new state."""
+        ...
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What tracing a derivative once taught: its shapes and the strategy chosen for it."""
+
+    shapes: Shapes
+    choice: Choice
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """Everything that fixes what a program computes, apart from its values."""
+
+    program: graph.Program
+    models: Mapping[str, Hosted]
+    modes: Mapping[str, str]
+    dtype: Any
+    """The float type of the program: the widest among inputs and parameters."""
+    nesting: str
+    differentiated: bool
+    """Whether the result will be differentiated in reverse."""
+
+
+@dataclass
+class Environment:
+    """The values known so far, by node. A derivative or a map evaluates its part in a child of its own."""
+
+    values: dict[int, Value]
+    state: dict[str, Mapping[str, Any]]
+    outermost: bool = True
+
+    def child(self, known: Mapping[int, Value]) -> Environment:
+        """The same, with `known` in place; what the child computes or updates stays in the child."""
+        return Environment({**self.values, **known}, dict(self.state), outermost=False)
+
+
+@dataclass
+class Evaluation:
+    """One tracing of a program. `learned` may come from an earlier tracing and is added to."""
+
+    meaning: Meaning
+    learned: dict[int, Learned] = field(default_factory=dict)
+    cautions: dict[int, str] = field(default_factory=dict)
+    """What looks like a mistake though it has a meaning, by node."""
+
+    def evaluate(self, targets: Iterable[int], environment: Environment) -> list[Value]:
+        """The values of `targets`; fills `environment` on the way.
+
+        Raises:
+            Refusal: pointing at the piece of text that has no value.
+        """
+        wanted = tuple(targets)
+        for index in self.meaning.program.schedule(wanted):
+            if index not in environment.values:
+                environment.values[index] = self.value(index, environment)
+        return [environment.values[index] for index in wanted]
+
+    def value(self, index: int, environment: Environment) -> Value:
+        """One node, its reads being known; a refusal on the way learns where in the text it happened."""
+        node = self.meaning.program.nodes[index]
+        try:
+            return RULES[type(node)](self, node, environment)
+        except Refusal as refusal:
+            if refusal.where is None and node.span is not None:
+                refusal.where = place(self.meaning.program.text, node.span)
+            raise
+
+    # -- rules, one a kind of node
+
+    def constant(self, node: graph.Constant, environment: Environment) -> Value:
+        return node.value
+
+    def input(self, node: graph.Input, environment: Environment) -> Value:
+        raise Refusal("missing_input", f"the input '{node.name}' has no value")
+
+    def binding(self, node: graph.Binding, environment: Environment) -> Value:
+        raise Refusal("invalid_params", f"model '{node.model}' has no parameters bound")
+
+    def parameter_leaf(self, node: graph.ParameterLeaf, environment: Environment) -> Value:
+        params = environment.values[node.binding]
+        if node.leaf not in params:
+            known = ", ".join(params)
+            detail = f"model '{node.model}' has no parameter '{node.leaf}'; it has {known}"
+            raise Refusal("unknown_name", detail)
+        return params[node.leaf]
+
+    def parameters(self, node: graph.Parameters, environment: Environment) -> Value:
+        tree: Tree = environment.values[node.binding].copy()
+        for index in node.leaves:
+            leaf = self.meaning.program.nodes[index]
+            assert isinstance(leaf, graph.ParameterLeaf)
+            tree[leaf.leaf] = environment.values[index]
+        return tree
+
+    def identity(self, node: graph.Identity, environment: Environment) -> Value:
+        return environment.values[node.value]
+
+    def apply(self, node: graph.Apply, environment: Environment) -> Value:
+        row = TABLE[node.operator]
+        arguments = [environment.values[index] for index in node.arguments]
+        keywords = {name: environment.values[index] for name, index in node.keywords}
+        if row.takes_dtype:
+            keywords["dtype"] = self.meaning.dtype
+        try:
+            result = row.apply(*arguments, **keywords)
+        except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+            # The rows check what they can; what JAX itself refuses still deserves a place and a sentence.
+            given = ", ".join(show(argument) for argument in arguments)
+            first = str(error).strip().split("\n")[0]
+            raise Refusal("shape_mismatch", f"{node.operator} of {given}: {first}") from None
+        self._look_for_traps(node, arguments)
+        return self.settle(result)
+
+    def _look_for_traps(self, node: graph.Apply, arguments: list[Value]) -> None:
+        if len(arguments) != 2 or not all(values.is_array(argument) for argument in arguments):
+            return
+        if TABLE[node.operator].signature.family in ("arithmetic", "elementwise") and node.operator != "matmul":
+            left, right = arguments
+            if column_meets_row(left, right):
+                message = (
+                    f"shapes {left.shape} and {right.shape} broadcast to a square; if that is not meant, "
+                    "index the column with [:, 0]"
+                )
+                self.cautions[node.index] = message
+
+    def settle(self, result: Value) -> Value:
+        """JAX turns whole numbers into float64 here and there; the program has one float type."""
+        if isinstance(result, tuple):
+            return tuple(self.settle(item) for item in result)
+        if (
+            isinstance(result, jax.Array)
+            and jnp.issubdtype(result.dtype, jnp.floating)
+            and result.dtype != self.meaning.dtype
+        ):
+            return result.astype(self.meaning.dtype)
+        return result
+
+    def make_tuple(self, node: graph.MakeTuple, environment: Environment) -> Value:
+        return tuple(environment.values[index] for index in node.items)
+
+    def index(self, node: graph.Index, environment: Environment) -> Value:
+        value = environment.values[node.value]
+        entries = [self._entry(entry, environment) for entry in node.entries]
+        if isinstance(value, dict):
+            return _leaf(value, entries)
+        if isinstance(value, tuple):
+            position = values.static_int(entries[0], "the position in a tuple") if len(entries) == 1 else None
+            if position is None or not -len(value) <= position < len(value):
+                raise Refusal("shape_mismatch", f"a tuple of {len(value)} has no position {entries[0]}")
+            return value[position]
+        operand = values.array(value, "what is indexed")
+        _check_index(operand, entries)
+        return operand[tuple(entries)]
+
+    def _entry(self, entry: Any, environment: Environment) -> Any:
+        if isinstance(entry, graph.Slice):
+            bounds = (entry.start, entry.stop, entry.step)
+            return slice(
+                *(
+                    None if bound is None else values.static_int(environment.values[bound], "a slice bound")
+                    for bound in bounds
+                )
+            )
+        return environment.values[entry] if isinstance(entry, int) else entry
+
+    def unpack(self, node: graph.Unpack, environment: Environment) -> Value:
+        value = environment.values[node.value]
+        if isinstance(value, tuple):
+            count = len(value)
+        else:
+            operand = values.array(value, "what is unpacked")
+            count = operand.shape[0] if operand.ndim else 0
+        if count != node.count:
+            raise Refusal("shape_mismatch", f"{show(value)} has {count} parts, {node.count} names are given")
+        return value[node.position]
+
+    def model_call(self, node: graph.ModelCall, environment: Environment) -> Value:
+        model = self.meaning.models[node.model]
+        train = (node.mode or self.meaning.modes[node.model]) == "train"
+        params = environment.values[node.params]
+        if not isinstance(params, dict) or set(params) != set(model.parameter_shapes):
+            raise Refusal("wrong_kind", f"params= takes a tree with the parameters of '{node.model}'")
+        arguments = [
+            self.settle(values.array(environment.values[index], f"the input of '{node.model}'"))
+            for index in node.arguments
+        ]
+        if len(arguments) != 1:
+            raise Refusal("arity", f"'{node.model}' takes one input, {len(arguments)} are given")
+        x = arguments[0]
+        if not values.is_float(x):
+            x = x.astype(self.meaning.dtype)
+        output, state = model.apply(params, environment.state[node.model], x, train=train)
+        if train:
+            # Running statistics are kept, not differentiated.
+            environment.state[node.model] = jax.lax.stop_gradient(state)
+        return self.settle(output)
+
+    def map(self, node: graph.Map, environment: Environment) -> Value:
+        arguments = [environment.values[index] for index in node.arguments]
+        axes = _in_axes(node, arguments)
+
+        def one_example(*examples: Value) -> Value:
+            known = dict(zip(node.parameters, examples, strict=True))
+            inner = environment.child(known)
+            # A map is no derivative: gradients directly inside it are still the outermost ones.
+            inner.outermost = environment.outermost
+            for index in node.body:
+                if index not in inner.values:
+                    inner.values[index] = self.value(index, inner)
+            return jax.tree.map(jnp.asarray, inner.values[node.result])
+
+        return jax.vmap(one_example, in_axes=axes)(*arguments)
+
+    def derivative(self, node: graph.Derivative, environment: Environment) -> Value:
+        row = derivatives.TABLE[node.operator]
+        x = self._variable(node, environment)
+        captured = {index: environment.values[index] for index in node.captured}
+
+        def function(x: Value, captured: Mapping[int, Value]) -> Value:
+            inner = environment.child({**captured, node.wrt: x})
+            for index in node.path:
+                inner.values[index] = self.value(index, inner)
+            return values.array(inner.values[node.value], "the value that is differentiated")
+
+        vectors = tuple(_as_arrays(environment.values[index]) for index in node.vectors)
+        learned = self.learned.get(node.index)
+        if learned is None:
+            learned = self._learn(node, lambda x: function(x, captured), x, vectors)
+            self.learned[node.index] = learned
+        problem = Differentiation(
+            function,
+            x,
+            captured,
+            vectors,
+            learned.shapes,
+            differentiated=environment.outermost and self.meaning.differentiated,
+        )
+        return row.strategies[learned.choice.strategy](problem)
+
+    def _variable(self, node: graph.Derivative, environment: Environment) -> Value:
+        x = environment.values[node.wrt]
+        if values.is_static(x):
+            return jnp.asarray(x, self.meaning.dtype)
+        x = _as_arrays(x)
+        for leaf in jax.tree.leaves(x):
+            if not values.is_float(leaf):
+                detail = f"'{node.wrt_name}' holds {leaf.dtype}; derivatives need floats"
+                raise Refusal("wrong_dtype", detail)
+        return x
+
+    def _learn(
+        self, node: graph.Derivative, function: Callable[[Value], Any], x: Value, vectors: tuple[Value, ...]
+    ) -> Learned:
+        """Trace the value once: its shape, and whether examples mix where the operator needs to know."""
+        row = derivatives.TABLE[node.operator]
+        closed, y = jax.make_jaxpr(function, return_shape=True)(x)
+        if not jnp.issubdtype(y.dtype, jnp.floating):
+            raise Refusal("wrong_dtype", f"a value of {y.dtype} has no derivative")
+        shapes = Shapes(_spec(x), _spec(y), tuple(_spec(vector) for vector in vectors))
+        row.check(shapes)
+        for x_axis, y_axis in row.independent_axes(shapes):
+            if not coupling.keeps_examples_apart(closed, x_axis, y_axis):
+                detail = (
+                    f"{node.operator} works example by example, but the value's entry i along axis {y_axis} "
+                    f"may depend on other entries of '{node.wrt_name}' than its own; write a def of one "
+                    "example and vmap it, or take jacobian"
+                )
+                raise Refusal("couples_examples", detail)
+        choice = row.choose(shapes, self.meaning.nesting)
+        if choice.strategy not in row.strategies:
+            choice = row.choose(shapes, "auto")
+        return Learned(shapes, choice)
+
+
+def _spec(value: Value) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), value)
+
+
+def _as_arrays(value: Value) -> Value:
+    return values.map_tree(jnp.asarray, value) if isinstance(value, dict) else values.array(value)
+
+
+def _leaf(tree: Tree, entries: list[Any]) -> Value:
+    if len(entries) != 1 or not isinstance(entries[0], str) or entries[0] not in tree:
+        detail = f'a tree is indexed by the name of a leaf; it has {", ".join(tree)}'
+        raise Refusal("unknown_name", detail)
+    return tree[entries[0]]
+
+
+def _check_index(operand: jax.Array, entries: list[Any]) -> None:
+    """JAX clamps positions out of range in silence; here they are refused."""
+    given = [entry for entry in entries if entry is not None and entry is not Ellipsis]
+    if len(given) > operand.ndim:
+        raise Refusal("shape_mismatch", f"shape {operand.shape} has no {len(given)} axes to index")
+    at = 0
+    for entry in entries:
+        if entry is None:
+            continue
+        if entry is Ellipsis:
+            at = operand.ndim - len(given) + at
+            continue
+        if isinstance(entry, int) and not isinstance(entry, bool):
+            length = operand.shape[at]
+            if not -length <= entry < length:
+                detail = f"position {entry} is out of range: axis {at} of shape {operand.shape} has {length}"
+                raise Refusal("shape_mismatch", detail)
+        elif not isinstance(entry, slice):
+            whole = values.is_array(entry) and jnp.issubdtype(entry.dtype, jnp.integer)
+            if not whole:
+                raise Refusal("wrong_kind", f"an index is a whole number, a slice or None, not {show(entry)}")
+        at += 1
+
+
+def _in_axes(node: graph.Map, arguments: list[Value]) -> tuple[int | None, ...]:
+    """The axis of each argument: as given, else 0, and none for numbers, which all examples share."""
+    given = node.in_axes or (0,)
+    if len(given) == 1:
+        given = given * len(arguments)
+    axes: list[int | None] = []
+    lengths: dict[int, int] = {}
+    for position, (argument, axis) in enumerate(zip(arguments, given, strict=True)):
+        leaves = [np.shape(leaf) for leaf in jax.tree.leaves(argument)]
+        if axis is None or all(shape == () for shape in leaves):
+            axes.append(None)
+            continue
+        for shape in leaves:
+            if not -len(shape) <= axis < len(shape):
+                detail = f"argument {position + 1} of shape {shape} has no axis {axis} to map over"
+                raise Refusal("shape_mismatch", detail)
+            lengths[position + 1] = shape[axis]
+        axes.append(axis)
+    if not lengths:
+        raise Refusal("shape_mismatch", "vmap needs at least one argument with an axis to map over")
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"argument {position} has {length}" for position, length in lengths.items())
+        raise Refusal("shape_mismatch", f"vmap maps over axes of one length: {counts}")
+    return tuple(axes)
+
+
+RULES: dict[type[graph.Node], Callable[[Evaluation, Any, Environment], Value]] = {
+    graph.Constant: Evaluation.constant,
+    graph.Input: Evaluation.input,
+    graph.Binding: Evaluation.binding,
+    graph.ParameterLeaf: Evaluation.parameter_leaf,
+    graph.Parameters: Evaluation.parameters,
+    graph.Identity: Evaluation.identity,
+    graph.Apply: Evaluation.apply,
+    graph.MakeTuple: Evaluation.make_tuple,
+    graph.Index: Evaluation.index,
+    graph.Unpack: Evaluation.unpack,
+    graph.ModelCall: Evaluation.model_call,
+    graph.Map: Evaluation.map,
+    graph.Derivative: Evaluation.derivative,
+}

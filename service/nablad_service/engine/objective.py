@@ -1,0 +1,210 @@
+"""The function that a query asks for: from variables and data to value, terms, gradients, outputs and state."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from nablad.problems import Refusal
+from nablad_service.engine.evaluation import Environment, Evaluation
+from nablad_service.engine.values import Tree, show
+from nablad_service.language import graph
+from nablad_service.language.places import place
+from nablad_service.query import Signature, Variable
+
+VariableKey: TypeAlias = tuple[str, str | None]
+"""("x", None) for an input, ("model", "layer_1.weight") for a parameter."""
+
+
+def variables_of(signature: Signature) -> tuple[VariableKey, ...]:
+    """Each input and each parameter that `wrt` asks for, once, however many entries name it."""
+    found: dict[VariableKey, None] = {}
+    for variable in signature.wrt:
+        if variable.kind == "input":
+            found[str(variable.name), None] = None
+        for model in signature.models:
+            if variable.kind != "input" and variable.name in (None, model.name):
+                for leaf, _ in model.params:
+                    if variable.leaf in (None, leaf):
+                        found[model.name, leaf] = None
+    return tuple(found)
+
+
+def objective(evaluation: Evaluation, signature: Signature) -> Callable[[Any], Any]:
+    """A function of `arguments(query)`, traceable once; it gives the answer's arrays by section."""
+    dtype = evaluation.meaning.dtype
+
+    def to_program_dtype(leaf: Any) -> Any:
+        array = jnp.asarray(leaf)
+        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    def compute(arguments: Any) -> Any:
+        arguments = jax.tree.map(to_program_dtype, arguments)
+        if signature.kind == "evaluate":
+            return {"outputs": _outputs(evaluation, signature, arguments)}
+        variables = OrderedDict(
+            (_label(key), _read(arguments, key)) for key in variables_of(signature)
+        )
+        loss = _loss(evaluation, signature, arguments)
+        (value, answer), gradients = jax.value_and_grad(loss, has_aux=True)(variables)
+        by_key = {key: gradients[_label(key)] for key in variables_of(signature)}
+        collected = {variable.key: _collect(variable, signature, by_key) for variable in signature.wrt}
+        return {"value": value, "gradients": collected, **answer}
+
+    return compute
+
+
+def _label(key: VariableKey) -> str:
+    name, leaf = key
+    return name if leaf is None else f"{name}.params[{leaf}]"
+
+
+def _read(arguments: Any, key: VariableKey) -> Any:
+    name, leaf = key
+    return arguments["inputs"][name] if leaf is None else arguments["params"][name][leaf]
+
+
+def _write(arguments: Any, variables: Mapping[str, Any], signature: Signature) -> Any:
+    inputs = dict(arguments["inputs"])
+    params = {name: OrderedDict(tree) for name, tree in arguments["params"].items()}
+    for key in variables_of(signature):
+        name, leaf = key
+        if leaf is None:
+            inputs[name] = variables[_label(key)]
+        else:
+            params[name][leaf] = variables[_label(key)]
+    return {**arguments, "inputs": inputs, "params": params}
+
+
+def _collect(variable: Variable, signature: Signature, gradients: Mapping[VariableKey, Any]) -> Any:
+    if variable.kind == "input":
+        return gradients[str(variable.name), None]
+    if variable.kind == "leaf":
+        return gradients[str(variable.name), variable.leaf]
+    trees = {
+        model.name: OrderedDict((leaf, gradients[model.name, leaf]) for leaf, _ in model.params)
+        for model in signature.models
+        if variable.name in (None, model.name)
+    }
+    return next(iter(trees.values())) if len(trees) == 1 else trees
+
+
+def _environment(evaluation: Evaluation, arguments: Any) -> Environment:
+    program = evaluation.meaning.program
+    known: dict[int, Any] = {index: arguments["inputs"][name] for name, index in program.inputs.items()}
+    for name, index in program.bindings.items():
+        known[index] = OrderedDict(arguments["params"][name])
+    return Environment(known, dict(arguments["state"]))
+
+
+def _loss(
+    evaluation: Evaluation, signature: Signature, arguments: Any
+) -> Callable[[Mapping[str, Any]], tuple[Any, dict[str, Any]]]:
+    program = evaluation.meaning.program
+
+    def loss(variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        environment = _environment(evaluation, _write(arguments, variables, signature))
+        targets = [named_value(program, name) for name in (*signature.terms, *signature.outputs)]
+        if not signature.weighted:
+            targets.append(result_of(program))
+        targets += _trained_calls(evaluation, targets)
+        found = dict(zip(targets, evaluation.evaluate(targets, environment), strict=True))
+        terms = {
+            name: _scalar(evaluation, named_value(program, name), found, f"the term '{name}'")
+            for name in signature.terms
+        }
+        if signature.weighted:
+            value = sum(arguments["weights"][name] * term for name, term in terms.items())
+        else:
+            value = _scalar(evaluation, result_of(program), found, "the loss")
+        outputs = {name: _result(found[named_value(program, name)], name) for name in signature.outputs}
+        trained = {
+            model.name: environment.state[model.name]
+            for model in signature.models
+            if environment.state[model.name] and _is_trained(evaluation, model.name, targets)
+        }
+        return value, {"terms": terms, "outputs": outputs, "state": trained}
+
+    return loss
+
+
+def _outputs(evaluation: Evaluation, signature: Signature, arguments: Any) -> Tree:
+    program = evaluation.meaning.program
+    environment = _environment(evaluation, arguments)
+    targets = [named_value(program, name) for name in signature.outputs]
+    found = evaluation.evaluate(targets, environment)
+    return OrderedDict(
+        (name, _result(value, name)) for name, value in zip(signature.outputs, found, strict=True)
+    )
+
+
+def _calls(evaluation: Evaluation, targets: list[int]) -> list[graph.ModelCall]:
+    """Calls in train mode, outside maps, that the targets rest on."""
+    program, modes = evaluation.meaning.program, evaluation.meaning.modes
+    nodes = (program.nodes[index] for index in sorted(program.used(targets)))
+    return [
+        node
+        for node in nodes
+        if isinstance(node, graph.ModelCall)
+        and not node.mapped
+        and (node.mode or modes[node.model]) == "train"
+    ]
+
+
+def _trained_calls(evaluation: Evaluation, targets: list[int]) -> list[int]:
+    """Also evaluated where only a derivative reads them: they update the running state."""
+    return [node.index for node in _calls(evaluation, targets) if node.index not in targets]
+
+
+def _is_trained(evaluation: Evaluation, model: str, targets: list[int]) -> bool:
+    return any(node.model == model for node in _calls(evaluation, targets))
+
+
+def named_value(program: graph.Program, name: str) -> int:
+    """The node of a top-level name; `result` is the last expression where no value has that name."""
+    if name in program.names:
+        return program.names[name]
+    if name == "result":
+        return result_of(program)
+    known = ", ".join(program.names)
+    raise Refusal("unknown_name", f"the program has no value '{name}'; it has {known}")
+
+
+def result_of(program: graph.Program) -> int:
+    """The node of the last expression.
+
+    Raises:
+        Refusal: `syntax` where the text ends with an assignment or is empty.
+    """
+    if program.result is None:
+        last = list(program.names)[-1] if len(program.names) > len(program.inputs) else "the loss"
+        detail = f"the program must end with the value it computes, on a line of its own: {last}"
+        raise Refusal("syntax", detail)
+    return program.result
+
+
+def _scalar(evaluation: Evaluation, index: int, found: Mapping[int, Any], what: str) -> Any:
+    value = found[index]
+    program = evaluation.meaning.program
+    span = program.nodes[index].span
+    where = place(program.text, span) if span else None
+    if isinstance(value, bool | int | float):
+        return jnp.asarray(value, evaluation.meaning.dtype)
+    if not hasattr(value, "shape") or value.shape != ():
+        hint = "; reduce it with sum or mean" if hasattr(value, "shape") else ""
+        raise Refusal("not_scalar", f"{what} must be a scalar, not {show(value)}{hint}", where)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise Refusal("wrong_dtype", f"{what} must be a float, not {show(value)}", where)
+    return value
+
+
+def _result(value: Any, name: str) -> Any:
+    """A value as arrays: numbers become scalars, tuples and trees stay what they are."""
+    for leaf in jax.tree.leaves(value):
+        if isinstance(leaf, str):
+            raise Refusal("wrong_kind", f"'{name}' is a text, not an array")
+    return jax.tree.map(jnp.asarray, value)

@@ -1,0 +1,31 @@
+"""The operator table: one row an operator. The checker, the evaluator, `GET /v1/operators` and the README read it."""
+
+from __future__ import annotations
+
+from nablad_service.engine import derivatives
+from nablad_service.engine.operators import arithmetic, elementwise, linear_algebra, reductions, shapes
+from nablad_service.engine.operators.row import Row
+from nablad_service.language.signatures import OperatorSignature
+
+ROWS: tuple[Row, ...] = (
+    *arithmetic.ROWS,
+    *elementwise.ROWS,
+    *reductions.ROWS,
+    *shapes.ROWS,
+    *linear_algebra.ROWS,
+)
+TABLE: dict[str, Row] = {row.signature.name: row for row in ROWS}
+
+_CALLABLE = (
+    *(derivative.signature for derivative in derivatives.ROWS),
+    derivatives.VMAP,
+    *(row.signature for row in ROWS if "(" in row.signature.text),
+)
+INFIX: tuple[OperatorSignature, ...] = tuple(
+    row.signature for row in ROWS if row.signature.family == "arithmetic" or row.signature.name == "shape"
+)
+
+SIGNATURES: dict[str, OperatorSignature] = {
+    name: signature for signature in _CALLABLE for name in (signature.name, *signature.aliases)
+}
+"""What a program may call, by name and alias."""

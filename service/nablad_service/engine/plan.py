@@ -1,0 +1,119 @@
+"""A plan: what will run for a signature, and why. Made from names, shapes and dtypes; it never sees a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nablad_service.engine import derivatives
+from nablad_service.engine.evaluation import Evaluation
+from nablad_service.language import graph
+from nablad_service.language.places import place
+from nablad_service.query import Signature
+
+
+@dataclass(frozen=True)
+class PlannedDerivative:
+    """One derivative of the program and the strategy chosen for it."""
+
+    operator: str
+    wrt: str
+    line: int
+    column: int
+    text: str
+    order: int
+    """Derivatives inside one another up to here, this one included."""
+    variable_size: int
+    value_size: int
+    strategy: str
+    alternatives: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Caution:
+    """Something that has a meaning and still looks like a mistake."""
+
+    line: int
+    column: int
+    text: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The strategies chosen for a signature: the key of the compiled program, and its explanation."""
+
+    signature: Signature
+    derivatives: tuple[PlannedDerivative, ...]
+    cautions: tuple[Caution, ...]
+
+    def explain(self) -> str:
+        """One line a derivative: where, what, how and why."""
+        lines = [
+            f"line {one.line}: {one.text}  [{one.strategy}] {one.reason}" for one in self.derivatives
+        ] or ["no inner derivatives"]
+        if self.signature.kind == "gradient":
+            variables = ", ".join(variable.key for variable in self.signature.wrt)
+            lines.append(f"outer gradient with respect to {variables}  [reverse] the loss is a scalar")
+        return "\n".join(lines)
+
+    def document(self) -> dict[str, Any]:
+        """The plan as it travels in an answer."""
+        return {
+            "nesting": self.signature.nesting,
+            "dtype": self.signature.dtype,
+            "derivatives": [
+                {
+                    "operator": one.operator,
+                    "wrt": one.wrt,
+                    "line": one.line,
+                    "column": one.column,
+                    "text": one.text,
+                    "order": one.order,
+                    "strategy": one.strategy,
+                    "alternatives": list(one.alternatives),
+                    "reason": one.reason,
+                }
+                for one in self.derivatives
+            ],
+            "cautions": [
+                {"line": one.line, "column": one.column, "text": one.text, "message": one.message}
+                for one in self.cautions
+            ],
+            "explanation": self.explain(),
+        }
+
+
+def plan_of(evaluation: Evaluation, signature: Signature) -> Plan:
+    """The plan that a traced evaluation followed."""
+    program = evaluation.meaning.program
+    planned = []
+    for index, learned in sorted(evaluation.learned.items()):
+        node = program.nodes[index]
+        assert isinstance(node, graph.Derivative)
+        assert node.span is not None
+        where = place(program.text, node.span)
+        strategies = derivatives.TABLE[node.operator].strategies
+        planned.append(
+            PlannedDerivative(
+                operator=node.operator,
+                wrt=node.wrt_name,
+                line=where.line,
+                column=where.column,
+                text=where.text,
+                order=program.orders[index],
+                variable_size=learned.shapes.x_size,
+                value_size=learned.shapes.y_size,
+                strategy=learned.choice.strategy,
+                alternatives=tuple(name for name in strategies if name != learned.choice.strategy),
+                reason=learned.choice.reason,
+            )
+        )
+    cautions = []
+    for index, message in sorted(evaluation.cautions.items()):
+        span = program.nodes[index].span
+        assert span is not None
+        where = place(program.text, span)
+        cautions.append(Caution(where.line, where.column, where.text, message))
+    return Plan(signature, tuple(planned), tuple(cautions))

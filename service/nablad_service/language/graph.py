@@ -1,0 +1,266 @@
+"""A program as a graph: nodes in definition order, each naming the nodes it is computed from by their index.
+
+`def`s are gone: every call stands here as the nodes of its body, so nothing can recurse and each call is
+checked with its own shapes. A `vmap` keeps its body as the nodes between `start` and itself. A derivative
+knows its *path*, the nodes between the variable and the value, which are evaluated again as a function of the
+variable, and what it *captures*, everything else that these nodes read. So nothing is ever closed over in
+silence, and the engine decides how each derivative is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nablad_service.language.places import Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One value of the program. `reads` are the nodes that must be known before it."""
+
+    index: int
+    span: Span | None
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """Indices of the nodes that this one is computed from."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant(Node):
+    """A number, a truth value, None or a string of the text."""
+
+    value: float | int | bool | str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input(Node):
+    """An input of the request: an array, a number, or a tree of arrays."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding(Node):
+    """The parameters that the request binds to a model: a tree, as it came."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterLeaf(Node):
+    """One array of a model's parameters, as a variable: `model.params["layer_1.weight"]`."""
+
+    model: str
+    leaf: str
+    binding: int
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (self.binding,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters(Node):
+    """All parameters of a model, as a variable: the bound tree, with those leaves that are variables."""
+
+    model: str
+    binding: int
+    leaves: tuple[int, ...]
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (self.binding, *self.leaves)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Argument(Node):
+    """An argument of a mapped function: one example of what it is mapped over."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity(Node):
+    """A variable that equals another: `b = a`, or a `def`'s argument where it is called."""
+
+    value: int
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (self.value,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apply(Node):
+    """A row of the operator table applied to values."""
+
+    operator: str
+    arguments: tuple[int, ...]
+    keywords: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (*self.arguments, *(value for _, value in self.keywords))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeTuple(Node):
+    """Values side by side: `(a, b)` or `[a, b]`."""
+
+    items: tuple[int, ...]
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return self.items
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """`start:stop:step` of an index; each is a node or absent."""
+
+    start: int | None
+    stop: int | None
+    step: int | None
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return tuple(part for part in (self.start, self.stop, self.step) if part is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index(Node):
+    """`value[...]`. Each entry is a node, a slice, None (a new axis) or Ellipsis."""
+
+    value: int
+    entries: tuple[Any, ...]
+    is_tuple: bool
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        parts: list[int] = [self.value]
+        for entry in self.entries:
+            if isinstance(entry, Slice):
+                parts.extend(entry.reads)
+            elif isinstance(entry, int):
+                parts.append(entry)
+        return tuple(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpack(Node):
+    """The `position`-th of `count` parts: `a, b = value`."""
+
+    value: int
+    position: int
+    count: int
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (self.value,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCall(Node):
+    """`model(x)`; parameters are those of `params`, a tree."""
+
+    model: str
+    arguments: tuple[int, ...]
+    params: int
+    mode: str | None
+    mapped: bool
+    """Whether it stands inside a `vmap`, where it sees one example at a time."""
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (*self.arguments, self.params)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Map(Node):
+    """A function over the examples of its arguments; its body is the nodes from `start` up to this one."""
+
+    start: int
+    arguments: tuple[int, ...]
+    parameters: tuple[int, ...]
+    in_axes: tuple[int | None, ...] | None
+    result: int
+    body: tuple[int, ...]
+    """The nodes of the body that the result needs, in order."""
+    free: tuple[int, ...]
+    """Nodes outside the body that it reads."""
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (*self.arguments, *self.free)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Derivative(Node):
+    """A derivative of `value` with respect to the variable `wrt`."""
+
+    operator: str
+    value: int
+    wrt: int
+    wrt_name: str
+    vectors: tuple[int, ...]
+    path: tuple[int, ...]
+    captured: tuple[int, ...]
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (self.wrt, *self.vectors, *self.captured)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A parsed text: its nodes, the names at its top level, and which node is the result."""
+
+    text: str
+    nodes: tuple[Node, ...]
+    names: Mapping[str, int]
+    """Every top-level name: inputs and named values."""
+    inputs: Mapping[str, int]
+    bindings: Mapping[str, int]
+    result: int | None
+    """The last expression; None where the text ends with an assignment."""
+    orders: tuple[int, ...] = field(repr=False)
+    """Derivatives inside one another, by node."""
+
+    def schedule(self, targets: Iterable[int]) -> tuple[int, ...]:
+        """The nodes to evaluate, in order, so that all of `targets` are known."""
+        return needed(self.nodes, targets)
+
+    def used(self, targets: Iterable[int]) -> frozenset[int]:
+        """All nodes that `targets` rest on, those inside derivatives and mapped bodies included."""
+        seen: set[int] = set()
+        waiting = list(targets)
+        while waiting:
+            index = waiting.pop()
+            if index in seen:
+                continue
+            seen.add(index)
+            node = self.nodes[index]
+            waiting.extend(node.reads)
+            if isinstance(node, Derivative):
+                waiting.extend(node.path)
+                waiting.append(node.value)
+            elif isinstance(node, Map):
+                waiting.extend(node.body)
+                waiting.extend(node.parameters)
+        return frozenset(seen)
+
+
+def needed(nodes: tuple[Node, ...] | list[Node], targets: Iterable[int]) -> tuple[int, ...]:
+    """`targets` and everything they read, in definition order."""
+    seen: set[int] = set()
+    waiting = list(targets)
+    while waiting:
+        index = waiting.pop()
+        if index not in seen:
+            seen.add(index)
+            waiting.extend(nodes[index].reads)
+    return tuple(sorted(seen))

@@ -1,0 +1,99 @@
+"""A validated request, split into what can be shared and what cannot.
+
+A `Signature` holds names, shapes and dtypes: it is hashable, and two requests of one signature run the same
+compiled program. A `Query` adds the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nablad_models import Model
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """Shape and dtype of an array."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, array: NDArray[Any]) -> ArraySpec:
+        """The spec of `array`."""
+        return cls(array.shape, array.dtype.name)
+
+
+TreeSpec = tuple[tuple[str, ArraySpec], ...]
+
+
+def tree_spec(tree: Arrays) -> TreeSpec:
+    """Specs of the leaves, in order."""
+    return tuple((name, ArraySpec.of(leaf)) for name, leaf in tree.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One entry of `wrt`, as written: an input, all parameters (of all models or of one), or one leaf."""
+
+    key: str
+    kind: Literal["input", "params", "leaf"]
+    name: str | None = None
+    """The input, or the model's name in the program; None for the parameters of all models."""
+    leaf: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSignature:
+    """A bound model without its values."""
+
+    name: str
+    """Its name in the program."""
+    digest: str
+    mode: Literal["eval", "train"]
+    params: TreeSpec
+    state: TreeSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Everything about a request but its values: the key of plans and compiled programs."""
+
+    kind: Literal["gradient", "evaluate"]
+    text: str
+    models: tuple[ModelSignature, ...]
+    inputs: tuple[tuple[str, ArraySpec | TreeSpec], ...]
+    wrt: tuple[Variable, ...]
+    terms: tuple[str, ...]
+    weighted: bool
+    """Whether the loss is the weighted sum of the terms; the weights are values."""
+    outputs: tuple[str, ...]
+    nesting: str
+    dtype: str
+    """The program's float type."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A request that can be planned and run."""
+
+    signature: Signature
+    models: Mapping[str, Model]
+    inputs: Mapping[str, NDArray[Any] | Arrays]
+    params: Mapping[str, Arrays]
+    state: Mapping[str, Arrays]
+    weights: Mapping[str, float]
+    deadline_ms: float | None = None
+
+
+def float_type(arrays: list[NDArray[Any]]) -> str:
+    """The widest float dtype among `arrays`; float32 where there is none."""
+    floats = [array.dtype for array in arrays if np.issubdtype(array.dtype, np.floating)]
+    return np.result_type(*floats).name if floats else "float32"

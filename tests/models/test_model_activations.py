@@ -1,0 +1,110 @@
+import math
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from nablad_models import build
+from nablad_models.activations import ACTIVATIONS, SCALED
+
+POINTS = np.array([-2.5, -0.7, -1e-3, 0.3, 1.9])
+erf = np.vectorize(math.erf)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+BY_HAND = {
+    "identity": lambda x: x,
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "sigmoid": sigmoid,
+    "log_sigmoid": lambda x: np.log(sigmoid(x)),
+    "hard_sigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
+    "hard_tanh": lambda x: np.clip(x, -1, 1),
+    "hard_swish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "gelu": lambda x: x * (1 + erf(x / np.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,
+    "silu": lambda x: x * sigmoid(x),
+    "selu": lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(x)),
+    "mish": lambda x: x * np.tanh(np.log1p(np.exp(x))),
+    "softsign": lambda x: x / (1 + np.abs(x)),
+    "tanh_shrink": lambda x: x - np.tanh(x),
+    "exp": np.exp,
+    "square": np.square,
+    "gaussian": lambda x: np.exp(-(x**2)),
+    "softmax": lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True),
+    "log_softmax": lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True)),
+    "sin": np.sin,
+    "cos": np.cos,
+    "swish": lambda x: x * sigmoid(x),
+    "softplus": lambda x: np.log1p(np.exp(x)),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(x)),
+    "celu": lambda x: np.where(x > 0, x, np.expm1(x)),
+    "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
+}
+WITH_A_NUMBER = [
+    ({"sin": 30}, lambda x: np.sin(30 * x)),
+    ({"cos": 2.5}, lambda x: np.cos(2.5 * x)),
+    ({"swish": 2}, lambda x: x * sigmoid(2 * x)),
+    ({"softplus": 3}, lambda x: np.log1p(np.exp(3 * x)) / 3),
+    ({"elu": 0.5}, lambda x: np.where(x > 0, x, 0.5 * np.expm1(x))),
+    ({"celu": 0.5}, lambda x: np.where(x > 0, x, 0.5 * np.expm1(x / 0.5))),
+    ({"leaky_relu": 0.2}, lambda x: np.where(x > 0, x, 0.2 * x)),
+]
+CASES = [*BY_HAND.items(), *WITH_A_NUMBER]
+
+
+def test_every_activation_has_a_closed_form_here():
+    assert {*ACTIVATIONS, *SCALED} == set(BY_HAND)
+
+
+@pytest.mark.parametrize(("activation", "by_hand"), CASES, ids=[str(case[0]) for case in CASES])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_activation_is_its_closed_form(activation, by_hand, dtype):
+    model = build({"input": [5], "layers": [{"activation": activation}]})
+    x = jnp.asarray(np.stack([POINTS, POINTS[::-1] / 2]), dtype)
+    got = jax.jit(lambda x: model.apply({}, {}, x, train=False)[0])(x)
+    assert got.dtype == dtype
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
+    np.testing.assert_allclose(got, by_hand(np.asarray(x, "float64")), rtol=tolerance, atol=tolerance)
+
+
+def tower(activation, points, order):
+    """The activation and its derivatives at `points`, all in one program (compiling is what takes time here)."""
+    model = build({"input": [1], "layers": [{"activation": activation}]})
+
+    def u(x):
+        return model.apply({}, {}, x[None], train=False)[0][0]
+
+    derivatives = [u]
+    for place in range(order):
+        derivatives.append((jax.jacfwd if place % 2 else jax.jacrev)(derivatives[-1]))
+    return jax.jit(lambda x: [jax.vmap(each)(x) for each in derivatives])(points)
+
+
+@pytest.mark.parametrize("activation", sorted(BY_HAND))
+def test_derivatives_to_third_order_are_those_of_differences(activation):
+    step = 1e-5
+    derivatives = tower(activation, jnp.concatenate([POINTS, POINTS - step, POINTS + step]), 3)
+    for lower, higher in pairwise(derivatives):
+        _, below, above = np.split(np.asarray(lower), 3)
+        np.testing.assert_allclose(
+            np.split(np.asarray(higher), 3)[0], (above - below) / (2 * step), atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("activation", sorted({*BY_HAND} - {"exp"}))
+def test_derivatives_far_out_and_at_zero_are_finite(activation):
+    for derivative in tower(activation, jnp.array([-100.0, 0.0, 100.0], "float32"), 4):
+        assert np.isfinite(derivative).all()
+
+
+def test_an_activation_beside_a_layer_comes_after_it():
+    params = {"layer_1.weight": jnp.array([[2.0]]), "layer_1.bias": jnp.array([1.0])}
+    for layers in ([{"dense": [1, 1], "activation": "cos"}], [{"dense": [1, 1]}, {"activation": "cos"}]):
+        got, _ = build({"layers": layers}).apply(params, {}, jnp.array([0.5]), train=False)
+        assert float(got[0]) == pytest.approx(np.cos(2.0))
