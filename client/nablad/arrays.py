@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 from nablad.problems import Refusal
 
 DTYPES = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
+    {
+        *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+        *("float16", "float32", "float64"),
+    }
 )
 KEYS = {"dtype", "shape", "data"}
 # JSON has no numbers for these; numbers written as these words are read back.
@@ -58,7 +61,8 @@ def is_array_form(value: Any) -> bool:
 def _from_members(value: Mapping[str, Any], name: str) -> NDArray[Any]:
     missing = KEYS - {"shape"} - set(value)
     if missing or set(value) - KEYS:
-        detail = f"the array '{name}' needs dtype, shape and data, it has {', '.join(map(str, value)) or 'nothing'}"
+        given = ", ".join(map(str, value)) or "nothing"
+        detail = f"the array '{name}' needs dtype, shape and data, it has {given}"
         raise Refusal("invalid_array", detail)
     dtype = value["dtype"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
@@ -74,7 +78,9 @@ def _from_members(value: Mapping[str, Any], name: str) -> NDArray[Any]:
         array = _from_lists(data, name)
         shape = _shape(value.get("shape", array.shape), name)
         if math.prod(shape) != array.size:
-            detail = f"the array '{name}' has {array.size} entries, its shape {shape} needs {math.prod(shape)}"
+            detail = (
+                f"the array '{name}' has {array.size} entries, its shape {shape} needs {math.prod(shape)}"
+            )
             raise Refusal("invalid_array", detail)
         return array.astype(dtype).reshape(shape)
     shape = _shape(value.get("shape"), name)
@@ -99,14 +105,17 @@ def _shape(value: Any, name: str) -> tuple[int, ...]:
 
 def _from_lists(value: Any, name: str) -> NDArray[Any]:
     if not isinstance(value, list | tuple | int | float | str):
-        detail = f"the input '{name}' is {type(value).__name__}, not an array; send numbers, nested lists or {{dtype, shape, data}}"
+        kind = type(value).__name__
+        detail = f"'{name}' is {kind}, not an array: send numbers, nested lists or {{dtype, shape, data}}"
         raise Refusal("invalid_array", detail)
     try:
         array = np.asarray(value)
         if array.dtype.kind in "UO":
             array = np.asarray(_words(value))
     except (ValueError, OverflowError, TypeError, RecursionError):
-        raise Refusal("invalid_array", f"the lists of '{name}' do not form an array of numbers: rows differ in length") from None
+        raise Refusal(
+            "invalid_array", f"the lists of '{name}' do not form an array of numbers: rows differ in length"
+        ) from None
     if array.dtype.kind not in "biuf":
         raise Refusal("invalid_array", f"'{name}' holds something that is not a number")
     return array
@@ -128,10 +137,12 @@ def encode_array(array: Any, encoding: Encoding) -> Any:
     if encoding == "lists":
         return _lists(array)
     if array.dtype.name not in DTYPES:
-        raise TypeError(f"arrays of {array.dtype} do not travel; convert to one of {', '.join(sorted(DTYPES))}")
+        raise TypeError(
+            f"arrays of {array.dtype} do not travel; convert to one of {', '.join(sorted(DTYPES))}"
+        )
     little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
     # A view of the buffer: msgpack copies it once, into the body.
-    data: Any = memoryview(little).cast("B") if little.size else b""
+    data: Any = little.data.cast("B") if little.size else b""
     if encoding == "base64":
         data = base64.b64encode(data).decode()
     return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}

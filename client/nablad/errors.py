@@ -1,15 +1,15 @@
 """The exceptions a caller may catch.
 
-    NabladError
-    ├── ConnectionFailed      no answer: the server is not there, or the connection broke
-    ├── InvalidAnswer         an answer that this client cannot read
-    └── ServiceError          the server answered with a problem document
-        ├── ProgramError      the loss: `.where` is the place in its text
-        ├── RequestError      the request around it: inputs, parameters, formats
-        ├── NotFound          no such model, version or path
-        ├── Unavailable       busy, stopping or out of memory: try again later
-        ├── DeadlineExceeded  the deadline passed before the answer was ready
-        └── ServerError       the server failed; its log knows why
+NabladError
+├── ConnectionFailed      no answer: the server is not there, or the connection broke
+├── InvalidAnswer         an answer that this client cannot read
+└── ServiceError          the server answered with a problem document
+    ├── ProgramError      the loss: `.where` is the place in its text
+    ├── RequestError      the request around it: inputs, parameters, formats
+    ├── NotFound          no such model, version or path
+    ├── Unavailable       busy, stopping or out of memory: try again later
+    ├── DeadlineExceeded  the deadline passed before the answer was ready
+    └── ServerError       the server failed; its log knows why
 """
 
 from __future__ import annotations

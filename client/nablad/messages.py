@@ -36,7 +36,7 @@ Mode: TypeAlias = Literal["eval", "train"]
 
 
 class Message(BaseModel):
-    """A part of a request: members that are not known are refused, a misspelt one must not pass in silence."""
+    """A part of a request: unknown members are refused, a misspelt one must not pass in silence."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
@@ -46,8 +46,12 @@ class Binding(Message):
 
     name: str = Field(description="Name of the hosted model.")
     mode: Mode = Field("eval", description='"train" uses batch statistics and returns the new state.')
-    params: dict[str, Array] | None = Field(None, description="Parameters for this call; resident ones by default.")
-    state: dict[str, Array] | None = Field(None, description="State for this call; the resident one by default.")
+    params: dict[str, Array] | None = Field(
+        None, description="Parameters for this call; resident ones by default."
+    )
+    state: dict[str, Array] | None = Field(
+        None, description="State for this call; the resident one by default."
+    )
     version: str | None = Field(None, description="Refuse unless the resident parameters have this version.")
 
 
@@ -65,7 +69,9 @@ class Question(Message):
     )
     nesting: Nesting = Field("auto", description="How inner gradients are differentiated.")
     seed: int = Field(0, description="Seed of the program's random operators.")
-    deadline_ms: float | None = Field(None, gt=0, description="Give up with 504 after this many milliseconds.")
+    deadline_ms: float | None = Field(
+        None, gt=0, description="Give up with 504 after this many milliseconds."
+    )
 
 
 class GradientRequest(Question):

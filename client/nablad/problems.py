@@ -1,7 +1,7 @@
 """Every way nablad says no: one table of codes, and the value that carries one.
 
-Both ends import this file. The server raises a [`Refusal`][nablad.problems.Refusal] anywhere and answers with the
-problem document (RFC 9457) that it becomes; the client reads the document back and raises the exception
+Both ends import this file. The server raises a [`Refusal`][nablad.problems.Refusal] anywhere and answers with
+the problem document (RFC 9457) that it becomes; the client reads the document back and raises the exception
 that stands beside the code in `CODES`.
 """
 
@@ -81,7 +81,7 @@ class Place(BaseModel):
 
 
 @dataclass(eq=False)
-class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not a failure
+class Refusal(Exception):
     """Something asked for cannot be done; the one exception of the path from bytes to bytes.
 
     `code` is a key of `CODES`, `detail` one sentence that says what, where and what to try, `where` a place
@@ -127,4 +127,6 @@ class Problem(BaseModel):
         """The typed exception that a client raises for this document."""
         # A newer server may know codes that this client does not: fall back to the family of its status.
         family = CODES[self.code].exception if self.code in CODES else errors.family(self.status)
-        return family(self.detail, code=self.code, status=self.status, where=self.where, extra=self.model_extra)
+        return family(
+            self.detail, code=self.code, status=self.status, where=self.where, extra=self.model_extra
+        )

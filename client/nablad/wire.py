@@ -6,6 +6,7 @@ Both formats carry one structure; `docs/wire.md` shows it byte by byte.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgpack
@@ -127,3 +128,19 @@ def _unpack(body: bytes) -> Any:
         reason = str(error) or type(error).__name__
         hint = "; it seems cut short" if "incomplete" in reason.lower() or not body else ""
         raise Refusal("malformed_body", f"the body is not valid msgpack: {reason}{hint}") from None
+
+
+def encode_with_last(sections: Mapping[str, Any], name: str, last: Callable[[], Any], media: str) -> bytes:
+    """Like `encode_body` with one more member at the end, computed when everything before it is packed."""
+    if media == MSGPACK:
+        packer = msgpack.Packer(autoreset=False)
+        packer.pack_map_header(len(sections) + 1)
+        for key, section in sections.items():
+            packer.pack(key)
+            packer.pack(section)
+        packer.pack(name)
+        packer.pack(last())
+        return packer.bytes()  # type: ignore[no-any-return]
+    body = encode_body(sections, JSON)[:-1]
+    comma = b"," if sections else b""
+    return body + comma + json.dumps(name).encode() + b":" + encode_body(last(), JSON) + b"}"

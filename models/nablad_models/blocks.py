@@ -8,7 +8,7 @@ from functools import reduce
 import jax.numpy as jnp
 from jax import Array
 
-from nablad_models.chain import Step, joined, run
+from nablad_models.chain import DoesNotChain, Step, joined, run
 from nablad_models.layer import Call, Layer
 from nablad_models.leaves import Leaves
 from nablad_models.reading import Unreadable
@@ -67,7 +67,7 @@ def parallel(branches: list[Layer], *, join: str, axis: int) -> Layer:
         raise Unreadable("expected at least one branch")
 
     def gives(shape: Shape) -> Shape:
-        return _joined_shape([branch.gives(shape) for branch in branches], join, axis)
+        return _joined_shape([_through(step, shape) for step in steps], join, axis)
 
     def forward(params: Leaves, state: Leaves, x: Array, call: Call) -> tuple[Array, dict[str, Array]]:
         answers = [run(step, params, state, x, call.into(step.name)) for step in steps]
@@ -83,11 +83,18 @@ def parallel(branches: list[Layer], *, join: str, axis: int) -> Layer:
     )
 
 
+def _through(branch: Step, shape: Shape) -> Shape:
+    try:
+        return branch.layer.gives(shape)
+    except DoesNotChain as problem:
+        raise DoesNotChain(f"in {branch.name}, {problem}") from problem
+
+
 def _joined_shape(shapes: list[Shape], join: str, axis: int) -> Shape:
     first = shapes[0]
     said = " and ".join(map(show, shapes))
-    if axis > len(first) - (join != "stack"):
-        raise DoesNotFit(f"joins along axis {axis} what its branches make of shapes {said}")
+    if axis > len(first) - (join == "concat") and join in ("concat", "stack"):
+        raise DoesNotFit(f"joins along axis {axis}, which {said} do not have")
 
     def without(shape: Shape) -> Shape:
         return (*shape[:axis], *shape[axis + 1 :]) if join == "concat" else shape

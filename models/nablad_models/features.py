@@ -84,7 +84,7 @@ def _periods(value: Any) -> list[float | None]:
 
 
 def periodic(options: dict[str, Any]) -> Layer:
-    """Coordinates with a period P as `cos(2 pi k x / P), sin(2 pi k x / P)`, k up to `harmonics`; others as is.
+    """Coordinates with a period P as `cos(2 pi k x / P), sin(2 pi k x / P)`, k to `harmonics`; others as is.
 
     What follows is then exactly periodic, with all its derivatives.
     """

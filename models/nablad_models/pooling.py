@@ -21,7 +21,7 @@ AVG_POOLS = {1: eqx.nn.AvgPool1d, 2: eqx.nn.AvgPool2d, 3: eqx.nn.AvgPool3d}
 def maxpool(
     kernel: int | list[int], *, dims: int, stride: int | list[int] | None, padding: int | list[int]
 ) -> Layer:
-    """The largest value in each window of (channels, *spatial); the stride is the kernel unless it is given."""
+    """The largest value in each window of (channels, *spatial); the stride is by default the kernel."""
     return _pool(MAX_POOLS[dims], kernel, dims, stride, padding)
 
 

@@ -58,7 +58,7 @@ def fourier_mlp(
 
 
 def resnet_small(channels: int, classes: int, *, width: int = 16, blocks: int = 3) -> Architecture:
-    """A residual network for small images (He et al., 2015, section 4.2): three stages, then a global mean."""
+    """A residual network for small images (He et al., 2015, section 4.2): three stages, a global mean."""
     stages: list[Architecture] = []
     before = width
     for stage in range(3):

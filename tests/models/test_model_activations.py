@@ -1,5 +1,4 @@
 import math
-from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,8 @@ from nablad_models import build
 from nablad_models.activations import ACTIVATIONS, SCALED
 
 POINTS = np.array([-2.5, -0.7, -1e-3, 0.3, 1.9])
+STEP = 1e-5
+EVERYWHERE = np.concatenate([POINTS, POINTS - STEP, POINTS + STEP, [-1000.0, 0.0, 1000.0]])
 erf = np.vectorize(math.erf)
 
 
@@ -62,45 +63,45 @@ def test_every_activation_has_a_closed_form_here():
     assert {*ACTIVATIONS, *SCALED} == set(BY_HAND)
 
 
-@pytest.mark.parametrize(("activation", "by_hand"), CASES, ids=[str(case[0]) for case in CASES])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_activation_is_its_closed_form(activation, by_hand, dtype):
-    model = build({"input": [5], "layers": [{"activation": activation}]})
-    x = jnp.asarray(np.stack([POINTS, POINTS[::-1] / 2]), dtype)
-    got = jax.jit(lambda x: model.apply({}, {}, x, train=False)[0])(x)
-    assert got.dtype == dtype
-    tolerance = 1e-5 if dtype == "float32" else 1e-12
-    np.testing.assert_allclose(got, by_hand(np.asarray(x, "float64")), rtol=tolerance, atol=tolerance)
-
-
-def tower(activation, points, order):
-    """The activation and its derivatives at `points`, all in one program (compiling is what takes time here)."""
+def alone(activation):
+    """The activation as a function of one number."""
     model = build({"input": [1], "layers": [{"activation": activation}]})
-
-    def u(x):
-        return model.apply({}, {}, x[None], train=False)[0][0]
-
-    derivatives = [u]
-    for place in range(order):
-        derivatives.append((jax.jacfwd if place % 2 else jax.jacrev)(derivatives[-1]))
-    return jax.jit(lambda x: [jax.vmap(each)(x) for each in derivatives])(points)
+    return lambda x: model.apply({}, {}, x[None], train=False)[0][0]
 
 
-@pytest.mark.parametrize("activation", sorted(BY_HAND))
-def test_derivatives_to_third_order_are_those_of_differences(activation):
-    step = 1e-5
-    derivatives = tower(activation, jnp.concatenate([POINTS, POINTS - step, POINTS + step]), 3)
-    for lower, higher in pairwise(derivatives):
-        _, below, above = np.split(np.asarray(lower), 3)
-        np.testing.assert_allclose(
-            np.split(np.asarray(higher), 3)[0], (above - below) / (2 * step), atol=1e-5
-        )
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_activations_are_their_closed_forms(dtype):
+    x = jnp.asarray(np.stack([POINTS, POINTS[::-1] / 2]), dtype)
+    models = [build({"input": [5], "layers": [{"activation": activation}]}) for activation, _ in CASES]
+    answers = jax.jit(lambda x: [model.apply({}, {}, x, train=False)[0] for model in models])(x)
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
+    for (activation, by_hand), got in zip(CASES, answers, strict=True):
+        assert got.dtype == dtype
+        expected = by_hand(np.asarray(x, "float64"))
+        np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance, err_msg=str(activation))
 
 
-@pytest.mark.parametrize("activation", sorted({*BY_HAND} - {"exp"}))
-def test_derivatives_far_out_and_at_zero_are_finite(activation):
-    for derivative in tower(activation, jnp.array([-100.0, 0.0, 100.0], "float32"), 4):
-        assert np.isfinite(derivative).all()
+@pytest.fixture(scope="module")
+def derivatives():
+    """By activation, its value and three derivatives at each of `EVERYWHERE`."""
+
+    def tower(u):
+        orders = [u, jax.jacrev(u), jax.jacfwd(jax.jacrev(u)), jax.jacrev(jax.jacfwd(jax.jacrev(u)))]
+        return lambda x: jnp.stack([jax.vmap(order)(x) for order in orders])
+
+    # One program for all: compiling is what takes time here.
+    return jax.jit(lambda x: {name: tower(alone(name))(x) for name in BY_HAND})(EVERYWHERE)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_derivatives_to_third_order_are_those_of_differences(name, derivatives):
+    at, below, above, _ = np.split(np.asarray(derivatives[name]), [5, 10, 15], axis=1)
+    np.testing.assert_allclose(at[1:], ((above - below) / (2 * STEP))[:-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted({*BY_HAND} - {"exp"}))
+def test_derivatives_far_out_and_at_zero_are_finite(name, derivatives):
+    assert np.isfinite(derivatives[name]).all()
 
 
 def test_an_activation_beside_a_layer_comes_after_it():

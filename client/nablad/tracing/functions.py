@@ -55,14 +55,9 @@ def logsumexp(x: Any, axis: int | tuple[int, ...] | None = None, keepdims: bool 
     return _apply("logsumexp", x, axis=axis, keepdims=keepdims)
 
 
-def norm(
-    x: Any,
-    ord: int | str | None = None,  # noqa: A002 # NumPy's name
-    axis: int | tuple[int, ...] | None = None,
-    keepdims: bool = False,
-) -> Any:
-    """`np.linalg.norm`; also of a whole parameter tree."""
-    return _apply("norm", x, ord=ord, axis=axis, keepdims=keepdims)
+def norm(x: Any, axis: int | tuple[int, ...] | None = None, keepdims: bool = False, eps: float = 0) -> Any:
+    """sqrt(sum(x**2) + eps**2), also of a whole parameter tree; with `eps` differentiable at zero."""
+    return _apply("norm", x, axis=axis, keepdims=keepdims, eps=eps)
 
 
 def stop_gradient(y: Any) -> Any:

@@ -7,6 +7,7 @@ from nablad.tracing.survey import Survey
 
 LONGEST_LINE = 100
 _INDENT = 4
+_UNNAMED = "t999"  # as long as the names that values without one will get
 _WORTH_A_NAME = 12  # a shorter piece of text is no longer than what replaces it, or nearly
 
 
@@ -29,7 +30,7 @@ def _shorten(scope: Scope, needed: set[Variable | Scope], assigned: set[Variable
     def spell(leaf: Variable | Scope) -> Piece:
         if isinstance(leaf, Scope):
             return Piece(leaf.title, ATOM)
-        return inlined.get(leaf) or Piece(leaf.wish or named.get(leaf, "t99"), NAME)
+        return inlined.get(leaf) or Piece(leaf.wish or named.get(leaf, _UNNAMED), NAME)
 
     steps = [item for item in scope.items if item in needed]
     result = Variable(scope, together(scope.results))
@@ -39,7 +40,7 @@ def _shorten(scope: Scope, needed: set[Variable | Scope], assigned: set[Variable
             continue
         if item.expression is None:
             continue
-        room = LONGEST_LINE - _INDENT * scope.depth - len(f"{named.get(item, 't99')} = ")
+        room = LONGEST_LINE - _INDENT * scope.depth - len(f"{named.get(item, _UNNAMED)} = ")
         longest = sorted(
             {leaf for leaf, _ in leaves(item.expression) if leaf in inlined and isinstance(leaf, Variable)},
             key=lambda leaf: -len(inlined[leaf].text),

@@ -96,6 +96,7 @@ def _define(
         if not results:
             raise TraceError(f"the vmapped function {title!r} returns nothing")
         scope.results = tuple(_result(title, value) for value in results)
+        recorder.read.update(part for part in scope.results if isinstance(part, Variable))
     scope.locals = variables_of(scope, found)
     recorder.scope.items.append(scope)
     return scope, len(results) if several else None

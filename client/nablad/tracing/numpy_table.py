@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nablad.tracing.errors import TraceError
-from nablad.tracing.operands import is_condition
+from nablad.tracing.operands import is_condition, known_shape
 
 
 class Slogdet(NamedTuple):
@@ -51,6 +51,8 @@ class Rewrite:
     function: Callable[..., Any]
 
 
+NORM = Row("norm", "x axis=None keepdims=False eps=0")
+
 BOOLEAN = frozenset(
     ("<", "<=", ">", ">=", "==", "!=", "isfinite", "any", "all", "logical_and", "logical_or", "logical_not")
 )
@@ -59,8 +61,8 @@ BOOLEAN = frozenset(
 NUMPY_DEFAULTS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("dtype", "out", "shape", "copy", "device", "signature"), (None,)),
     **dict.fromkeys(("where", "subok", "endpoint"), (True,)),
-    **dict.fromkeys(("upper", "retstep"), (False,)),
-    **dict.fromkeys(("ddof", "correction", "offset", "axis1"), (0,)),
+    **dict.fromkeys(("upper", "retstep", "keepdims"), (False,)),
+    **dict.fromkeys(("ddof", "correction", "offset", "axis1", "decimals"), (0,)),
     "axis2": (1,),
     "order": ("K", "C"),
     "casting": ("same_kind",),
@@ -90,6 +92,52 @@ def _svd(
     return write(Row("svdvals"), a)
 
 
+def _norm(
+    write: Any,
+    x: Any,
+    ord: Any = None,  # noqa: A002 # NumPy's name
+    axis: Any = None,
+    keepdims: bool = False,
+) -> Any:
+    euclidean = ord is None or ord == "fro" or (ord == 2 and isinstance(axis, int))
+    if not euclidean:
+        raise TraceError(
+            f"the loss language has the Euclidean norm only, not ord={ord!r}: write it out, such as "
+            f"np.sum(np.abs(x)) or np.linalg.svd(x, compute_uv=False)[0]"
+        )
+    return write(NORM, x, axis=axis, keepdims=keepdims)
+
+
+def _dot(write: Any, a: Any, b: Any, out: None = None) -> Any:
+    # NumPy's dot is a product of matrices for two axes at most; the language's sums over all of them.
+    axes = [len(shape) for shape in (known_shape(a), known_shape(b)) if shape is not None]
+    if 0 in axes:
+        return np.multiply(a, b)
+    if max(axes, default=0) > 2:
+        raise TraceError("numpy.dot of more than two axes has no word in the loss language: use np.einsum")
+    return np.matmul(a, b)
+
+
+def _trace(write: Any, a: Any, *others: Any, **keywords: Any) -> Any:
+    # NumPy's trace takes the first two axes, the language's the last two.
+    if len(known_shape(a) or ()) > 2:
+        raise TraceError('numpy.trace of more than two axes: use np.einsum("...ii->...", a)')
+    return write(Row("trace", "a ~offset ~axis1 ~axis2 ~dtype ~out"), a, *others, **keywords)
+
+
+def _take(write: Any, a: Any, indices: Any, axis: Any = None, out: None = None, mode: str = "raise") -> Any:
+    if mode != "raise":
+        raise TraceError(
+            f"numpy.take is given mode={mode!r}, which the loss language does not have: leave it out"
+        )
+    flat, along = (np.reshape(a, (-1,)), 0) if axis is None else (a, axis)
+    return write(Row("take", "a indices axis="), flat, indices, axis=along)
+
+
+def _linspace(write: Any, start: Any, stop: Any, num: int = 50, **others: Any) -> Any:
+    return write(Row("linspace", "start stop num()"), start, stop, num, **others)
+
+
 def _on_conditions(name: str) -> Rewrite:
     def rewrite(write: Any, *conditions: Any) -> Any:
         if not all(is_condition(condition) for condition in conditions):
@@ -106,7 +154,7 @@ _SUM = "a axis=None ~dtype ~out keepdims=False ~initial ~where"
 _MOMENT = "a axis=None ~dtype ~out ~ddof keepdims=False ~where"
 _SAME_NAME = (
     *("exp", "expm1", "log", "log1p", "sqrt", "square", "sin", "cos", "tan", "arcsin", "arccos", "arctan"),
-    *("sinh", "cosh", "tanh", "sign", "floor", "isfinite", "logical_not"),
+    *("sinh", "cosh", "tanh", "sign", "floor", "ceil", "isfinite", "logical_not"),
 )
 _SAME_NAME_PAIRS = ("arctan2", "maximum", "minimum", "logical_and", "logical_or")
 
@@ -131,6 +179,8 @@ LANGUAGE: dict[Any, Row | Rewrite] = {
     # elementwise
     **{getattr(np, name): Row(name) for name in _SAME_NAME},
     **{getattr(np, name): Row(name, "x1 x2") for name in _SAME_NAME_PAIRS},
+    np.rint: Row("round"),
+    np.round: Row("round", "a ~decimals ~out"),
     np.absolute: Row("abs"),
     np.fabs: Row("abs"),
     np.where: Row("where", "condition x y"),
@@ -152,9 +202,9 @@ LANGUAGE: dict[Any, Row | Rewrite] = {
     np.std: Row("std", _MOMENT),
     np.any: Row("any", "a axis=None ~out keepdims=False ~where"),
     np.all: Row("all", "a axis=None ~out keepdims=False ~where"),
-    np.argmax: Row("argmax", "a axis=None ~out keepdims=False"),
+    np.argmax: Row("argmax", "a axis=None ~out ~keepdims"),
     np.cumsum: Row("cumsum", "a axis=None ~dtype ~out"),
-    np.linalg.norm: Row("norm", "x ord=None axis=None keepdims=False"),
+    np.linalg.norm: Rewrite(_norm),
     # shape
     np.stack: Row("stack", "arrays[] axis=0 ~out"),
     np.concatenate: Row("concat", "arrays[] axis=0 ~out"),
@@ -163,11 +213,11 @@ LANGUAGE: dict[Any, Row | Rewrite] = {
     np.transpose: Row("transpose", "a axes=None"),
     np.squeeze: Row("squeeze", "a axis=None"),
     np.expand_dims: Row("expand_dims", "a axis="),
-    np.take: Row("take", "a indices axis=None ~out ~mode"),
+    np.take: Rewrite(_take),
     np.broadcast_to: Row("broadcast_to", "array shape() ~subok"),
     np.flip: Row("flip", "m axis=None"),
     np.roll: Row("roll", "a shift() axis=None"),
-    np.linspace: Row("linspace", "start stop num() ~endpoint ~retstep ~dtype"),
+    np.linspace: Rewrite(_linspace),
     np.zeros_like: Row("zeros_like", "a ~dtype ~order ~subok ~shape"),
     np.ones_like: Row("ones_like", "a ~dtype ~order ~subok ~shape"),
     np.shape: Rewrite(lambda write, a: a.shape),
@@ -175,9 +225,10 @@ LANGUAGE: dict[Any, Row | Rewrite] = {
     np.size: Rewrite(lambda write, a, axis=None: a.size if axis is None else a.shape[axis]),
     # linear algebra
     np.einsum: Row("einsum", "subscripts() *operands"),
-    np.dot: Row("dot", "a b ~out"),
+    np.dot: Rewrite(_dot),
+    np.vdot: Row("dot", "a b"),
     np.outer: Row("outer", "a b ~out"),
-    np.trace: Row("trace", "a ~offset ~axis1 ~axis2 ~dtype ~out"),
+    np.trace: Rewrite(_trace),
     np.diag: Row("diag", "v k=0"),
     np.linalg.solve: Row("solve", "a b"),
     np.linalg.slogdet: Row("slogdet", "a", Slogdet),
@@ -195,7 +246,7 @@ NABLAD: dict[str, Row] = {
     **{name: Row(name) for name in ("sigmoid", "relu", "softplus", "gelu", "silu", "erf")},
     **{name: Row(name, "x axis=-1") for name in ("softmax", "log_softmax")},
     "logsumexp": Row("logsumexp", "a axis=None keepdims=False"),
-    "norm": Row("norm", "x ord=None axis=None keepdims=False"),
+    "norm": NORM,
     "ravel": Row("ravel", "tree"),
     "unravel_like": Row("unravel_like", "vector tree"),
     "stop_gradient": Row("stop_gradient", "y"),

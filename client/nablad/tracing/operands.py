@@ -8,7 +8,7 @@ import numpy as np
 
 from nablad.tracing.errors import TraceError
 from nablad.tracing.expressions import bracketed, call, listed, literal
-from nablad.tracing.graph import ATOM, UNARY, Expression, Part, Variable
+from nablad.tracing.graph import ATOM, UNARY, Expression, Part, Shape, Variable
 from nablad.tracing.recorder import Handle, current, part_of
 
 
@@ -110,6 +110,14 @@ def is_condition(value: Any) -> bool:
     if contains_handle(value):
         return isinstance(value, Handle) and isinstance(value._part, Variable) and value._part.boolean
     return np.asarray(value).dtype.kind == "b"
+
+
+def known_shape(value: Any) -> Shape | None:
+    """The shape of a value where it is known here: of numbers, arrays and inputs."""
+    if not isinstance(value, Handle):
+        return None if contains_handle(value) else np.shape(value)
+    part = value._part
+    return part.shape if isinstance(part, Variable) and isinstance(part.shape, tuple) else None
 
 
 _DESCRIPTIONS: dict[type, str] = {

@@ -112,10 +112,10 @@ class Symbol(Handle):
         known = self._known
         shape: Shape | None = None
         if isinstance(known, dict):
-            if index not in known:
+            if not isinstance(index, str) or index not in known:
                 raise TraceError(f"this parameter tree has no leaf {index!r}; {nearest(str(index), known)}")
             shape = known[index]
-        elif index == () and isinstance(index, tuple):
+        elif isinstance(index, tuple) and not index:
             return self
         part = part_of(self)
         expression = subscript(part, index_part(index))
@@ -140,7 +140,7 @@ class Symbol(Handle):
         """The shape: a tuple of numbers for an input, a traced value (`u.shape[0]`) for anything else."""
         known = self._known
         if isinstance(known, dict):
-            raise UnknownAttributeError("a parameter tree has no shape of its own: ask one of its leaves")
+            raise TraceError("a parameter tree has no shape of its own: ask one of its leaves")
         return record(attribute(part_of(self), "shape")) if known is None else known
 
     @property

@@ -1,8 +1,9 @@
 """Do examples mix? Read from the traced computation, never taken on trust.
 
 A computation keeps examples apart along an axis when entry i of the result, along an axis of the result,
-depends on entry i of the variable alone. We follow that axis through the jaxpr: each intermediate either does
-not depend on the variable (`FIXED`), carries the examples along one axis (its number), or mixes them (`MIXED`).
+depends on entry i of the variable alone. We follow that axis through the jaxpr: each intermediate either
+does not depend on the variable (`FIXED`), carries the examples along one axis (its number), or mixes them
+(`MIXED`).
 Primitives that are not listed count as mixing: a refusal too many is safe, a wrong derivative is not.
 """
 
@@ -25,7 +26,7 @@ def result_axis(closed: ClosedJaxpr, axes: Sequence[Axis]) -> Axis:
 
 
 def keeps_examples_apart(closed: ClosedJaxpr, x_axis: int, y_axis: int) -> bool:
-    """Whether entry i of the result along `y_axis` depends on entry i of the argument along `x_axis` alone."""
+    """Whether entry i of the result along `y_axis` depends on entry i of the argument along `x_axis`."""
     return result_axis(closed, [x_axis]) in (y_axis, FIXED)
 
 
@@ -60,12 +61,18 @@ def _through(equation: JaxprEqn, inputs: list[Axis]) -> list[Axis]:
     return [MIXED] * count
 
 
+def _aval(atom: Any) -> Any:
+    """Shape and dtype; JAX types `aval` too loosely to know that it has them."""
+    return atom.aval
+
+
 def _elementwise(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
     """Operands of one shape must agree; scalars that depend on the variable mix."""
-    shape = equation.outvars[0].aval.shape  # type: ignore[attr-defined]
+    shape = _aval(equation.outvars[0]).shape
     found = {axis for axis in inputs if axis != FIXED}
     same_shape = all(
-        axis == FIXED or atom.aval.shape == shape for atom, axis in zip(equation.invars, inputs, strict=True)
+        axis == FIXED or _aval(atom).shape == shape
+        for atom, axis in zip(equation.invars, inputs, strict=True)
     )
     return found.pop() if len(found) == 1 and same_shape else MIXED
 
@@ -94,8 +101,8 @@ def _squeeze(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
 
 def _reshape(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
     """The axis survives where the lengths before it multiply to the same and its own length stays."""
-    before = equation.invars[0].aval.shape
-    after = equation.outvars[0].aval.shape  # type: ignore[attr-defined]
+    before = _aval(equation.invars[0]).shape
+    after = _aval(equation.outvars[0]).shape
     ahead = _product(before[: inputs[0]])
     for axis, length in enumerate(after):
         if _product(after[:axis]) == ahead and length == before[inputs[0]]:
@@ -120,7 +127,7 @@ def _dot(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
         return MIXED
     if left != FIXED:
         return _dot_side(left, left_batch, left_contract, len(left_batch))
-    left_free = equation.invars[0].aval.ndim - len(left_batch) - len(left_contract)
+    left_free = _aval(equation.invars[0]).ndim - len(left_batch) - len(left_contract)
     return _dot_side(right, right_batch, right_contract, len(right_batch) + left_free)
 
 
@@ -136,8 +143,8 @@ def _dot_side(axis: Axis, batch: Sequence[int], contract: Sequence[int], offset:
 def _whole_axis(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
     """Slices and pads are fine where they leave the examples' axis as it is."""
     axis = inputs[0]
-    before = equation.invars[0].aval.shape
-    after = equation.outvars[0].aval.shape  # type: ignore[attr-defined]
+    before = _aval(equation.invars[0]).shape
+    after = _aval(equation.outvars[0]).shape
     if any(other != FIXED for other in inputs[1:]) or before[axis] != after[axis]:
         return MIXED
     config = equation.params.get("padding_config")
@@ -173,7 +180,7 @@ def _matrix(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
     """Linear algebra on the last two axes; leading axes are batch axes."""
     carried = {axis for axis in inputs if axis != FIXED}
     axis = carried.pop()
-    return MIXED if carried or axis >= equation.invars[0].aval.ndim - 2 else axis
+    return MIXED if carried or axis >= _aval(equation.invars[0]).ndim - 2 else axis
 
 
 RULES: dict[str, Callable[[JaxprEqn, list[Axis]], Axis]] = {
@@ -227,12 +234,14 @@ CALLS = {
     "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
 
-ELEMENTWISE = frozenset(
-    """
-    abs acos acosh add and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp convert_element_type
-    copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma imag integer_pow
-    is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not optimization_barrier or polygamma
-    pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh
-    xor add_any name pvary
-    """.split()
-)
+# fmt: off
+ELEMENTWISE = frozenset([
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh",
+    "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "convert_element_type", "copy", "cos", "cosh",
+    "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma",
+    "imag", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min",
+    "mul", "name", "ne", "neg", "nextafter", "not", "optimization_barrier", "or", "polygamma", "pow",
+    "real", "reduce_precision", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt",
+    "square", "stop_gradient", "sub", "tan", "tanh", "xor",
+])
+# fmt: on

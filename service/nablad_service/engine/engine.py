@@ -46,7 +46,7 @@ class Executable:
         """
         try:
             result = self.compiled(arguments(query))
-            return jax.device_get(result)  # type: ignore[no-any-return]
+            return jax.device_get(result)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error):
                 detail = "the device ran out of memory; send fewer examples at once"
@@ -136,6 +136,7 @@ class Engine:
             dtype=jnp.dtype(signature.dtype),
             nesting=signature.nesting,
             differentiated=signature.kind == "gradient",
+            array_bytes=self.limits.array_bytes,
         )
         return Evaluation(meaning)
 

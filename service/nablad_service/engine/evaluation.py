@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -55,6 +56,8 @@ class Meaning:
     nesting: str
     differentiated: bool
     """Whether the result will be differentiated in reverse."""
+    array_bytes: int
+    """Largest array that the program may make."""
 
 
 @dataclass
@@ -147,10 +150,23 @@ class Evaluation:
         self._look_for_traps(node, arguments)
         return self.settle(result)
 
+    def check_size(self, shape: tuple[int, ...], dtype: Any) -> None:
+        """Refuse an array that is larger than the server allows, before anyone makes it."""
+        needed = math.prod(shape) * dtype.itemsize
+        if needed > self.meaning.array_bytes:
+            detail = (
+                f"this makes an array of shape {tuple(shape)}, {needed / 1e9:.1f} GB; "
+                f"the limit is {self.meaning.array_bytes / 1e9:.1f} GB"
+            )
+            raise Refusal("limit", detail)
+
     def _look_for_traps(self, node: graph.Apply, arguments: list[Value]) -> None:
         if len(arguments) != 2 or not all(values.is_array(argument) for argument in arguments):
             return
-        if TABLE[node.operator].signature.family in ("arithmetic", "elementwise") and node.operator != "matmul":
+        if (
+            TABLE[node.operator].signature.family in ("arithmetic", "elementwise")
+            and node.operator != "matmul"
+        ):
             left, right = arguments
             if column_meets_row(left, right):
                 message = (
@@ -163,6 +179,8 @@ class Evaluation:
         """JAX turns whole numbers into float64 here and there; the program has one float type."""
         if isinstance(result, tuple):
             return tuple(self.settle(item) for item in result)
+        if isinstance(result, jax.Array):
+            self.check_size(result.shape, result.dtype)
         if (
             isinstance(result, jax.Array)
             and jnp.issubdtype(result.dtype, jnp.floating)
@@ -294,6 +312,7 @@ class Evaluation:
             raise Refusal("wrong_dtype", f"a value of {y.dtype} has no derivative")
         shapes = Shapes(_spec(x), _spec(y), tuple(_spec(vector) for vector in vectors))
         row.check(shapes)
+        self.check_size(row.result_shape(shapes), y.dtype)
         for x_axis, y_axis in row.independent_axes(shapes):
             if not coupling.keeps_examples_apart(closed, x_axis, y_axis):
                 detail = (
@@ -316,9 +335,9 @@ def _as_arrays(value: Value) -> Value:
     return values.map_tree(jnp.asarray, value) if isinstance(value, dict) else values.array(value)
 
 
-def _leaf(tree: Tree, entries: list[Any]) -> Value:
+def _leaf(tree: Mapping[str, Any], entries: list[Any]) -> Value:
     if len(entries) != 1 or not isinstance(entries[0], str) or entries[0] not in tree:
-        detail = f'a tree is indexed by the name of a leaf; it has {", ".join(tree)}'
+        detail = f"a tree is indexed by the name of a leaf; it has {', '.join(tree)}"
         raise Refusal("unknown_name", detail)
     return tree[entries[0]]
 

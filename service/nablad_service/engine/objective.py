@@ -1,4 +1,4 @@
-"""The function that a query asks for: from variables and data to value, terms, gradients, outputs and state."""
+"""The function that a query asks for: from arrays to value, terms, gradients, outputs, state."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def objective(evaluation: Evaluation, signature: Signature) -> Callable[[Any], A
         arguments = jax.tree.map(to_program_dtype, arguments)
         if signature.kind == "evaluate":
             return {"outputs": _outputs(evaluation, signature, arguments)}
-        variables = OrderedDict(
-            (_label(key), _read(arguments, key)) for key in variables_of(signature)
-        )
+        variables = OrderedDict((_label(key), _read(arguments, key)) for key in variables_of(signature))
         loss = _loss(evaluation, signature, arguments)
         (value, answer), gradients = jax.value_and_grad(loss, has_aux=True)(variables)
         by_key = {key: gradients[_label(key)] for key in variables_of(signature)}

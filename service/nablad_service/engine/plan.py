@@ -1,4 +1,4 @@
-"""A plan: what will run for a signature, and why. Made from names, shapes and dtypes; it never sees a value."""
+"""A plan: what will run for a signature, and why. It knows names, shapes and dtypes, never a value."""
 
 from __future__ import annotations
 

@@ -47,7 +47,9 @@ def path(nodes: Sequence[Node], value: int, variable: int, leaves: Collection[in
     return Path(on_path, tuple(sorted(captured)))
 
 
-def parent_that_flows(nodes: Sequence[Node], value: int, variable: int, leaves: Collection[int]) -> int | None:
+def parent_that_flows(
+    nodes: Sequence[Node], value: int, variable: int, leaves: Collection[int]
+) -> int | None:
     """The array that `variable` was cut out of, where `value` was computed from that array instead."""
     index = variable
     while isinstance(nodes[index], Index | Unpack):

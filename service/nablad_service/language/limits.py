@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Limits:
     """Bounds that are checked before anything is traced or compiled."""
 
@@ -21,3 +21,5 @@ class Limits:
     """Operations that tracing would evaluate: a derivative evaluates what it differentiates again."""
     call_depth: int = 32
     """`def`s that call one another."""
+    array_bytes: int = 4 * 1024**3
+    """Largest array that a program may make on its way, in bytes."""

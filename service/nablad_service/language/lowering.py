@@ -1,4 +1,4 @@
-"""From a checked `ast` to a `Program`: names are resolved, `def`s are written out, derivatives find their paths."""
+"""From a checked `ast` to a `Program`: names resolved, `def`s written out, paths of derivatives found."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ class _Lowering:
 
     # -- nodes
 
-    def add(self, kind: type[NodeT], span: Span | None, *, order: int = 0, cost: int = 1, **fields: Any) -> int:
+    def add(
+        self, kind: type[NodeT], span: Span | None, *, order: int = 0, cost: int = 1, **fields: Any
+    ) -> int:
         index = len(self.nodes)
         if index >= self.limits.nodes:
             self.refuse("limit", f"the program has more than {self.limits.nodes} operations", span)
@@ -134,16 +136,15 @@ class _Lowering:
         for node in ast.walk(module):
             match node:
                 case ast.Subscript(
-                    value=ast.Attribute(value=ast.Name(id=name), attr="params"), slice=ast.Constant(value=str(leaf))
+                    value=ast.Attribute(value=ast.Name(id=name), attr="params"),
+                    slice=ast.Constant(value=str(leaf)),
                 ) if name == model and (model, leaf) not in self.leaves:
                     span = Span.of(node)
                     self.leaves[model, leaf] = self.add(
                         graph.ParameterLeaf, span, model=model, leaf=leaf, binding=binding
                     )
         leaves = tuple(index for (name, _), index in self.leaves.items() if name == model)
-        self.parameters[model] = self.add(
-            graph.Parameters, None, model=model, binding=binding, leaves=leaves
-        )
+        self.parameters[model] = self.add(graph.Parameters, None, model=model, binding=binding, leaves=leaves)
 
     # -- statements
 
@@ -155,7 +156,9 @@ class _Lowering:
                 case ast.Assign():
                     self.assign(statement, scope, reserved)
                 case ast.FunctionDef():
-                    self.define(statement.name, Function(statement, scope), scope, reserved, Span.of(statement))
+                    self.define(
+                        statement.name, Function(statement, scope), scope, reserved, Span.of(statement)
+                    )
                 case ast.Return(value=ast.expr() as value) | ast.Expr(value=value) if last:
                     return self.expression(value, scope)
                 case _:
@@ -198,9 +201,7 @@ class _Lowering:
                     if not isinstance(element, ast.Name):
                         self.refuse("syntax", "only plain names can be assigned to", Span.of(element))
                     span = Span.of(element)
-                    index = self.add(
-                        graph.Unpack, span, value=value, position=position, count=len(elements)
-                    )
+                    index = self.add(graph.Unpack, span, value=value, position=position, count=len(elements))
                     self.define(element.id, Variable(index), scope, reserved, span)
             case _:
                 self.refuse("syntax", "only plain names can be assigned to", Span.of(target))
@@ -310,7 +311,8 @@ class _Lowering:
         """The node of `model.params["leaf"]`, where `node` is that."""
         match node:
             case ast.Subscript(
-                value=ast.Attribute(value=ast.Name(id=name), attr="params"), slice=ast.Constant(value=str(leaf))
+                value=ast.Attribute(value=ast.Name(id=name), attr="params"),
+                slice=ast.Constant(value=str(leaf)),
             ) if isinstance(scope.find(name), Model):
                 return self.leaves[name, leaf]
         return None
@@ -340,7 +342,9 @@ class _Lowering:
         if len(given) == 2 and in_axes is None:
             in_axes = given.pop()
         if len(given) != 1:
-            self.refuse("arity", "vmap takes one function: vmap(f)(x) or vmap(f, in_axes=(0, None))(x, y)", span)
+            self.refuse(
+                "arity", "vmap takes one function: vmap(f)(x) or vmap(f, in_axes=(0, None))(x, y)", span
+            )
         function = self.callable_or_none(given[0], scope)
         if function is None:
             if isinstance(given[0], ast.Name) and scope.find(given[0].id) is None:
@@ -414,7 +418,9 @@ class _Lowering:
                 self.refuse("wrong_kind", "a function cannot be an argument here", span)
         return [argument for argument in arguments if isinstance(argument, int)]
 
-    def check_arity(self, signature: OperatorSignature, given: int, keywords: Collection[str], span: Span) -> None:
+    def check_arity(
+        self, signature: OperatorSignature, given: int, keywords: Collection[str], span: Span
+    ) -> None:
         parameters = signature.parameters
         variadic = any(parameter.variadic for parameter in parameters)
         by_position = {parameter.name for parameter in parameters[:given]}
@@ -483,13 +489,13 @@ class _Lowering:
             self.refuse("limit", f"defs call one another more than {self.limits.call_depth} deep", span)
         inner = Scope(scope)
         leaves = set()
-        for argument, value in bound.items():
-            if isinstance(value, int):
-                index = self.add(graph.Identity, span, value=value)
+        for argument, passed in bound.items():
+            if isinstance(passed, int):
+                index = self.add(graph.Identity, span, value=passed)
                 leaves.add(index)
                 inner.names[argument] = Variable(index)
             else:
-                inner.names[argument] = value
+                inner.names[argument] = passed
         self.frame = _Frame(outer.leaves | leaves, (*outer.active, statement), outer.mapped)
         result = self.body(statement.body, inner)
         self.frame = outer
@@ -534,9 +540,8 @@ class _Lowering:
         keywords = {str(keyword.arg): keyword.value for keyword in node.keywords}
         self.check_arity(signature, len(node.args), keywords, span)
         given = list(node.args)
-        for parameter in signature.parameters[len(given) :]:
-            if parameter.name in keywords:
-                given.append(keywords[parameter.name])
+        rest = signature.parameters[len(given) :]
+        given += [keywords[parameter.name] for parameter in rest if parameter.name in keywords]
         value = self.expression(given[0], scope)
         variadic = signature.parameters[1].variadic
         variables = given[1:] if variadic else given[1:2]
@@ -619,4 +624,3 @@ class _Lowering:
         else:
             detail += "; 0*x or stop_gradient(x) give zeros where zeros are meant"
         self.refuse("independent", detail, span, name=name)
-

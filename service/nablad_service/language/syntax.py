@@ -8,13 +8,15 @@ import math
 from nablad_service.language.limits import Limits
 from nablad_service.language.places import Span, refusal
 
+# fmt: off
 ALLOWED = (
-    (ast.Module, ast.FunctionDef, ast.arguments, ast.arg, ast.Assign, ast.Return, ast.Expr)
-    + (ast.Name, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call, ast.keyword)
-    + (ast.Attribute, ast.Subscript, ast.Slice, ast.Tuple, ast.List, ast.Load, ast.Store)
-    + (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.MatMult, ast.USub, ast.UAdd)
-    + (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
+    ast.Module, ast.FunctionDef, ast.arguments, ast.arg, ast.Assign, ast.Return, ast.Expr,
+    ast.Name, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call, ast.keyword,
+    ast.Attribute, ast.Subscript, ast.Slice, ast.Tuple, ast.List, ast.Load, ast.Store,
+    ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.MatMult, ast.USub, ast.UAdd,
+    ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq,
 )
+# fmt: on
 
 # What people type from habit, and what to write instead.
 INSTEAD: dict[type[ast.AST], str] = {
@@ -119,7 +121,9 @@ def _check_constant(node: ast.Constant, text: str, span: Span | None) -> None:
     if not isinstance(node.value, bool | int | float | str | type(None) | type(Ellipsis)):
         raise refusal("syntax", f"{type(node.value).__name__} constants are not supported", text, span)
     if isinstance(node.value, int) and abs(node.value) >= 2**63:
-        raise refusal("number_too_large", "whole numbers must be below 2**63; write 1e20 for a float", text, span)
+        raise refusal(
+            "number_too_large", "whole numbers must be below 2**63; write 1e20 for a float", text, span
+        )
     if isinstance(node.value, float) and not math.isfinite(node.value):
         raise refusal("number_too_large", "this number is beyond the range of a float", text, span)
 
@@ -165,5 +169,3 @@ def _keyword(kind: str) -> str:
         "AsyncFunctionDef": "async def",
     }
     return keywords.get(kind, kind.lower())
-
-

@@ -80,5 +80,6 @@ ROW = DerivativeRow(
     check,
     {"forward": forward, "reverse": reverse},
     choose,
-    lambda shapes: ((0, 0),) if shapes.x.shape[0] > 1 else (),
+    independent_axes=lambda shapes: ((0, 0),) if shapes.x.shape[0] > 1 else (),
+    result_shape=lambda shapes: (shapes.y_size, shapes.x_size // max(shapes.x.shape[0], 1)),
 )

@@ -49,9 +49,7 @@ def forward_over_reverse(problem: Differentiation) -> Value:
     return pulled_back_by_jvp(problem.function, problem.x, problem.captured)
 
 
-def pulled_back_by_jvp(
-    function: Callable[[Value, Captured], Any], x: Value, captured: Captured
-) -> Value:
+def pulled_back_by_jvp(function: Callable[[Value, Captured], Any], x: Value, captured: Captured) -> Value:
     """∇ₓ function(x, captured), with the pullback of the module's docstring."""
     leaves, structure = jax.tree.flatten(captured)
     floating = [isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
@@ -65,7 +63,7 @@ def pulled_back_by_jvp(
             next(of_floats) if is_float else next(of_others) if is_traced else fixed
             for is_float, is_traced, fixed in zip(floating, traced, static, strict=True)
         ]
-        return jax.tree.unflatten(structure, merged)  # type: ignore[no-any-return]
+        return jax.tree.unflatten(structure, merged)
 
     def scalar(x: Value, floats: list[Any], others: list[Any]) -> Any:
         return function(x, rebuild(floats, others))

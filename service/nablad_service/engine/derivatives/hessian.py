@@ -50,4 +50,5 @@ ROW = DerivativeRow(
     check,
     {"forward_over_reverse": forward_over_reverse, "reverse_over_reverse": reverse_over_reverse},
     hvp.choose,
+    result_shape=lambda shapes: (shapes.x_size, shapes.x_size),
 )

@@ -45,4 +45,5 @@ ROW = DerivativeRow(
     lambda shapes: None,
     {"forward": forward, "reverse": reverse},
     choose,
+    result_shape=lambda shapes: (shapes.y_size, shapes.x_size),
 )

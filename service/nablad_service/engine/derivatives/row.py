@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nablad.problems import Refusal
-from nablad_service.engine.values import Value
+from nablad_service.engine.values import Value, map_tree
 from nablad_service.language.signatures import OperatorSignature
 
 Captured: TypeAlias = dict[int, Value]
@@ -80,6 +80,8 @@ class DerivativeRow:
     strategies: Mapping[str, Strategy]
     choose: Callable[[Shapes, str], Choice]
     independent_axes: Callable[[Shapes], tuple[tuple[int, int], ...]] = lambda shapes: ()
+    result_shape: Callable[[Shapes], tuple[int, ...]] = lambda shapes: ()
+    """Shape of results that can be much larger than what they come from."""
 
 
 def describe(spec: Any) -> str:
@@ -103,19 +105,24 @@ def need_scalar(shapes: Shapes, operator: str) -> None:
 
 def need_same_shape(vector: Any, target: Any, operator: str, name: str, of: str) -> None:
     """Refuse a tangent or cotangent that is not shaped like what it belongs to."""
-    same = jax.tree.structure(vector) == jax.tree.structure(target) and all(
-        jnp.shape(a) == jnp.shape(b)
-        for a, b in zip(jax.tree.leaves(vector), jax.tree.leaves(target), strict=True)
-    )
-    if not same:
+    if shapes_in(vector) != shapes_in(target):
         detail = f"{operator} needs {name} shaped like {of}, {describe(target)}, not {describe(vector)}"
         shapes = [list(spec.shape) for spec in (target, vector) if not isinstance(spec, dict)]
         raise Refusal("shape_mismatch", detail, extra={"shapes": shapes})
 
 
+def shapes_in(spec: Any) -> Any:
+    """The shape of an array, or the shapes of a tree's leaves by name, in no order."""
+    if isinstance(spec, dict):
+        return {name: tuple(leaf.shape) for name, leaf in spec.items()}
+    return tuple(spec.shape)
+
+
 def like(vector: Value, target: Value) -> Value:
-    """`vector` as arrays of the dtypes of `target`: jvp and vjp insist on equal dtypes."""
-    return jax.tree.map(lambda v, t: jnp.asarray(v).astype(t.dtype), vector, target)
+    """`vector` with the dtypes and the order of leaves of `target`: jvp and vjp insist on both."""
+    if isinstance(target, dict):
+        return map_tree(lambda t, v: jnp.asarray(v).astype(t.dtype), target, vector)
+    return jnp.asarray(vector).astype(target.dtype)
 
 
 def inner(a: Value, b: Value) -> Any:

@@ -1,4 +1,4 @@
-"""The operator table: one row an operator. The checker, the evaluator, `GET /v1/operators` and the README read it."""
+"""The operator table: checker, evaluator, `GET /v1/operators` and README read the same rows."""
 
 from __future__ import annotations
 

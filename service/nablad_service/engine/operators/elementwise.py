@@ -40,7 +40,9 @@ def where(condition: Value, a: Value, b: Value) -> Value:
     chosen, left, right = array(condition), array(a), array(b)
     check_broadcast(left, right, "where")
     check_broadcast(chosen, left, "where")
-    return jnp.where(chosen, a if not isinstance(a, tuple) else left, b if not isinstance(b, tuple) else right)
+    return jnp.where(
+        chosen, a if not isinstance(a, tuple) else left, b if not isinstance(b, tuple) else right
+    )
 
 
 def clip(x: Value, lower: Value, upper: Value) -> Value:
@@ -75,7 +77,11 @@ ROWS = (
     unary("sigmoid", "1 / (1 + exp(-x)).", jax.nn.sigmoid),
     unary("relu", "max(x, 0); its second derivative is zero.", jax.nn.relu),
     unary("softplus", "log(1 + exp(x)).", jax.nn.softplus),
-    unary("gelu", "x times the normal distribution function of x (exact).", lambda x: jax.nn.gelu(x, approximate=False)),
+    unary(
+        "gelu",
+        "x times the normal distribution function of x (exact).",
+        lambda x: jax.nn.gelu(x, approximate=False),
+    ),
     unary("silu", "x times sigmoid(x).", jax.nn.silu, aliases=("swish",)),
     unary("erf", "Error function.", jax.scipy.special.erf),
     unary("floor", "Rounded down.", jnp.floor),

@@ -86,8 +86,12 @@ def _trace(a: jax.Array) -> jax.Array:
 
 
 ROWS = (
-    row("einsum(subscripts, *arrays)", 'Sums of products: einsum("ij,j->i", a, b).', "linear algebra", einsum),
-    row("dot(a, b)", "Sum of the products of all entries, also of two parameter trees.", "linear algebra", dot),
+    row(
+        "einsum(subscripts, *arrays)", 'Sums of products: einsum("ij,j->i", a, b).', "linear algebra", einsum
+    ),
+    row(
+        "dot(a, b)", "Sum of the products of all entries, also of two parameter trees.", "linear algebra", dot
+    ),
     row("outer(a, b)", "All products of the entries of two vectors.", "linear algebra", outer),
     row("diag(a, k=0)", "A diagonal taken, or put into a matrix.", "linear algebra", diag),
     matrix("trace", "Sum of the diagonal.", _trace, square=False),

@@ -113,7 +113,9 @@ def broadcast_to(x: Value, shape: Value) -> Value:
         return jnp.broadcast_to(operand, target)
     except ValueError:
         detail = f"shape {operand.shape} does not broadcast to {target}"
-        raise Refusal("shape_mismatch", detail, extra={"shapes": [list(operand.shape), list(target)]}) from None
+        raise Refusal(
+            "shape_mismatch", detail, extra={"shapes": [list(operand.shape), list(target)]}
+        ) from None
 
 
 def flip(x: Value, axis: Value = None) -> Value:

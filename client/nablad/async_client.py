@@ -1,0 +1,194 @@
+"""The asynchronous client: the surface of `Client`, awaited."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import httpx
+
+from nablad.calls import (
+    DEFAULT_TIMEOUT,
+    DEFAULT_URL,
+    Call,
+    Calls,
+    Format,
+    Inputs,
+    Loss,
+    Models,
+    Question,
+    Terms,
+    Tree,
+    no_answer,
+)
+from nablad.messages import ModelInfo, OperatorInfo
+from nablad.results import CheckResult, EvaluateResult, GradientResult, Params
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """A connection to a nablad server: `async with nablad.AsyncClient() as client:`.
+
+    Args:
+        url: where the server listens.
+        format: `"msgpack"`, or `"json"` for reading along; both are exact.
+        timeout: seconds, or an `httpx.Timeout`; by default ten minutes, since a first call compiles.
+        transport: an httpx transport in place of the network, e.g. `httpx.ASGITransport(app)`.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        format: Format = "msgpack",  # noqa: A002 - the word that callers use
+        timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._calls = Calls(format)
+        self._http = httpx.AsyncClient(base_url=url, timeout=timeout, transport=transport)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<AsyncClient {self._http.base_url}>"
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def create_model(
+        self,
+        name: str,
+        architecture: Mapping[str, Any],
+        params: Tree | None = None,
+        state: Tree | None = None,
+        seed: int = 0,
+    ) -> ModelInfo:
+        """Host an architecture under `name`, with these parameters or ones drawn from `seed`."""
+        return await self._send(self._calls.create_model(name, architecture, params, state, seed))
+
+    async def models(self) -> list[ModelInfo]:
+        """All hosted models."""
+        return await self._send(self._calls.models())
+
+    async def model(self, name: str) -> ModelInfo:
+        """One hosted model, described."""
+        return await self._send(self._calls.model(name))
+
+    async def delete_model(self, name: str) -> None:
+        """Stop hosting a model."""
+        await self._send(self._calls.delete_model(name))
+
+    async def params(self, name: str) -> Params:
+        """The resident parameters and state of a model, with their version."""
+        return await self._send(self._calls.params(name))
+
+    async def set_params(self, name: str, params: Tree, state: Tree | None = None) -> str:
+        """Replace resident parameters (and state, where given); gives the new version."""
+        return await self._send(self._calls.set_params(name, params, state))
+
+    async def operators(self) -> list[OperatorInfo]:
+        """The operator table of the server."""
+        return await self._send(self._calls.operators())
+
+    async def gradient(
+        self,
+        loss: Loss,
+        *,
+        inputs: Inputs,
+        model: str | None = None,
+        models: Models | None = None,
+        params: Tree | Mapping[str, Tree] | None = None,
+        state: Tree | Mapping[str, Tree] | None = None,
+        wrt: Sequence[str] = ("params",),
+        terms: Terms | None = None,
+        outputs: Sequence[str] = (),
+        mode: str | None = None,
+        nesting: str = "auto",
+        seed: int = 0,
+        deadline_ms: float | None = None,
+    ) -> GradientResult:
+        """The loss, its terms and its gradients.
+
+        Args:
+            loss: a program's text, or a Python function of the names in `inputs` and `models`, written with
+                NumPy and `nablad.grad` and friends.
+            inputs: arrays, numbers or parameter-shaped trees by name. Arrays keep their dtype: float64 in,
+                float64 computed; plain numbers and lists take the float type of the rest.
+            model: a hosted model, bound to the name `model`.
+            models: several hosted models by the names the program uses.
+            params: parameters for this call in place of the resident ones (by model where several).
+            state: state for this call, likewise.
+            wrt: what to differentiate: `"params"`, `"u.params"`, `"u.params[layer_1.weight]"`, inputs.
+            terms: named scalars to return; a mapping gives weights and makes their weighted sum the loss.
+            outputs: named values to return.
+            mode: `"eval"` (default) or `"train"`, for batch normalisation.
+            nesting: how inner gradients are differentiated: `"auto"`, `"reverse_over_reverse"` or
+                `"forward_over_reverse"`. All agree to rounding.
+            seed: seed of the program's random operators.
+            deadline_ms: give up after this many milliseconds.
+
+        Raises:
+            ProgramError: the loss is at fault; `.where` points into its text.
+            RequestError: inputs, parameters or names are at fault.
+            NotFound: no such model or version.
+            ConnectionFailed: the server does not answer.
+        """
+        question = Question(inputs, model, models, params, state, mode, nesting, seed, deadline_ms)
+        asked = {"wrt": list(wrt), "terms": terms, "outputs": list(outputs)}
+        return await self._send(self._calls.gradient(loss, question, **asked))
+
+    async def check(
+        self,
+        loss: Loss,
+        *,
+        inputs: Inputs,
+        model: str | None = None,
+        models: Models | None = None,
+        params: Tree | Mapping[str, Tree] | None = None,
+        state: Tree | Mapping[str, Tree] | None = None,
+        wrt: Sequence[str] = ("params",),
+        terms: Terms | None = None,
+        mode: str | None = None,
+        nesting: str = "auto",
+        seed: int = 0,
+        deadline_ms: float | None = None,
+    ) -> CheckResult:
+        """The gradients against central differences, both in float64; arguments as of `gradient`."""
+        question = Question(inputs, model, models, params, state, mode, nesting, seed, deadline_ms)
+        asked = {"wrt": list(wrt), "terms": terms}
+        return await self._send(self._calls.check(loss, question, **asked))
+
+    async def evaluate(
+        self,
+        program: Loss,
+        *,
+        inputs: Inputs,
+        outputs: Sequence[str] | None = None,
+        model: str | None = None,
+        models: Models | None = None,
+        params: Tree | Mapping[str, Tree] | None = None,
+        state: Tree | Mapping[str, Tree] | None = None,
+        mode: str | None = None,
+        nesting: str = "auto",
+        seed: int = 0,
+        deadline_ms: float | None = None,
+    ) -> EvaluateResult:
+        """Named values of a program without an outer gradient; by default its last expression, `result`."""
+        question = Question(inputs, model, models, params, state, mode, nesting, seed, deadline_ms)
+        asked = {"outputs": list(outputs) if outputs is not None else None}
+        return await self._send(self._calls.evaluate(program, question, **asked))
+
+    async def _send(self, call: Call[T]) -> T:
+        try:
+            response = await self._http.request(
+                call.method, call.path, headers=call.headers, content=call.body
+            )
+        except httpx.TransportError as error:
+            raise no_answer(self._http.base_url, error) from error
+        return call.finish(response)

@@ -1,0 +1,302 @@
+"""Every call without its I/O: what to send, and how to read what comes back. Both clients share it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import ValidationError
+
+from nablad import wire
+from nablad._version import __version__
+from nablad.arrays import Encoding, decode_tree, encode_array
+from nablad.errors import ConnectionFailed, InvalidAnswer
+from nablad.messages import ModelInfo, OperatorInfo, Timing
+from nablad.problems import Problem
+from nablad.results import Checked, CheckResult, EvaluateResult, GradientResult, Params, Plan
+from nablad.tracing import trace
+
+T = TypeVar("T")
+Format: TypeAlias = Literal["msgpack", "json"]
+Loss: TypeAlias = "str | Callable[..., Any]"
+Inputs: TypeAlias = "Mapping[str, ArrayLike | Mapping[str, ArrayLike]]"
+Terms: TypeAlias = "Sequence[str] | Mapping[str, float]"
+Models: TypeAlias = "Mapping[str, str | Mapping[str, Any]]"
+Tree: TypeAlias = "Mapping[str, ArrayLike]"
+
+DEFAULT_URL = "http://127.0.0.1:8421"
+# A first call compiles, which may take minutes for large programs; connecting may not.
+DEFAULT_TIMEOUT = httpx.Timeout(600.0, connect=5.0)
+USER_AGENT = f"nablad/{__version__} python/{platform.python_version()}"
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One HTTP exchange: the request to send, and how to read a successful answer."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes | None
+    read: Callable[[httpx.Response], T]
+
+    def finish(self, response: httpx.Response) -> T:
+        """The result in `response`.
+
+        Raises:
+            ServiceError: the exception that its problem document stands for.
+            InvalidAnswer: where the answer is neither.
+        """
+        if response.is_success:
+            try:
+                return self.read(response)
+            except (KeyError, TypeError, ValueError) as error:
+                detail = f"the answer to {self.method} {self.path} cannot be read: {error!r}"
+                raise InvalidAnswer(detail) from error
+        try:
+            raise Problem.model_validate_json(response.content).exception()
+        except ValidationError:
+            detail = f"{self.method} {self.path} answered {response.status_code} without a problem document"
+            raise InvalidAnswer(detail) from None
+
+
+class Calls:
+    """The calls of the API in one body format."""
+
+    def __init__(self, format: Format) -> None:  # noqa: A002 - the word that callers use
+        if format not in ("msgpack", "json"):
+            raise ValueError(f"format is 'msgpack' or 'json', not {format!r}")
+        self._media = wire.MSGPACK if format == "msgpack" else wire.JSON
+        self._encoding: Encoding = "bytes" if format == "msgpack" else "base64"
+        self._headers = {
+            "Accept": wire.MSGPACK if format == "msgpack" else f"{wire.JSON}; arrays=base64",
+            "User-Agent": USER_AGENT,
+        }
+
+    def create_model(
+        self,
+        name: str,
+        architecture: Mapping[str, Any],
+        params: Tree | None,
+        state: Tree | None,
+        seed: int,
+    ) -> Call[ModelInfo]:
+        """`PUT /v1/models/{name}`."""
+        body = {
+            "architecture": dict(architecture),
+            "params": self._tree(params),
+            "state": self._tree(state),
+            "seed": seed,
+        }
+        return self._call("PUT", _model_path(name), body, lambda answer: ModelInfo.model_validate(answer))
+
+    def models(self) -> Call[list[ModelInfo]]:
+        """`GET /v1/models`."""
+        return self._call(
+            "GET",
+            "/v1/models",
+            None,
+            lambda answer: [ModelInfo.model_validate(one) for one in answer["models"]],
+        )
+
+    def model(self, name: str) -> Call[ModelInfo]:
+        """`GET /v1/models/{name}`."""
+        return self._call("GET", _model_path(name), None, lambda answer: ModelInfo.model_validate(answer))
+
+    def delete_model(self, name: str) -> Call[None]:
+        """`DELETE /v1/models/{name}`."""
+        return Call("DELETE", _model_path(name), self._headers, None, lambda response: None)
+
+    def params(self, name: str) -> Call[Params]:
+        """`GET /v1/models/{name}/params`."""
+        return self._call("GET", f"{_model_path(name)}/params", None, _params)
+
+    def set_params(self, name: str, params: Tree, state: Tree | None) -> Call[str]:
+        """`PUT /v1/models/{name}/params`; gives the new version."""
+        body = {"params": self._tree(params), "state": self._tree(state)}
+        return self._call("PUT", f"{_model_path(name)}/params", body, lambda answer: str(answer["version"]))
+
+    def operators(self) -> Call[list[OperatorInfo]]:
+        """`GET /v1/operators`."""
+        return self._call(
+            "GET",
+            "/v1/operators",
+            None,
+            lambda answer: [OperatorInfo.model_validate(one) for one in answer["operators"]],
+        )
+
+    def gradient(
+        self, loss: Loss, question: Question, terms: Terms | None, **asked: Any
+    ) -> Call[GradientResult]:
+        """`POST /v1/gradient`; `asked` are the members beside the program and what it is about."""
+        body = self._question("loss", loss, question)
+        return self._call("POST", "/v1/gradient", {**body, "terms": _terms(terms), **asked}, _gradient)
+
+    def check(self, loss: Loss, question: Question, terms: Terms | None, **asked: Any) -> Call[CheckResult]:
+        """`POST /v1/check`."""
+        body = self._question("loss", loss, question)
+        return self._call("POST", "/v1/check", {**body, "terms": _terms(terms), **asked}, _check)
+
+    def evaluate(self, program: Loss, question: Question, **asked: Any) -> Call[EvaluateResult]:
+        """`POST /v1/evaluate`."""
+        body = self._question("program", program, question)
+        return self._call("POST", "/v1/evaluate", {**body, **asked}, _evaluate)
+
+    def _question(self, member: str, program: Loss, question: Question) -> dict[str, Any]:
+        models = question.bindings(self._encoding)
+        inputs: dict[str, Any] = dict(question.inputs)
+        if callable(program):
+            traced = trace(program, inputs=inputs, models=list(models))
+            text, inputs = traced.text, {**inputs, **traced.constants}
+        else:
+            text = program
+        return {
+            member: text,
+            "models": models,
+            "inputs": {name: _input(value, self._encoding) for name, value in inputs.items()},
+            "nesting": question.nesting,
+            "seed": question.seed,
+            "deadline_ms": question.deadline_ms,
+        }
+
+    def _tree(self, tree: Tree | None) -> dict[str, Any] | None:
+        return None if tree is None else {name: _input(leaf, self._encoding) for name, leaf in tree.items()}
+
+    def _call(self, method: str, path: str, body: Any, read: Callable[[dict[str, Any]], T]) -> Call[T]:
+        headers = self._headers if body is None else {**self._headers, "Content-Type": self._media}
+        data = None if body is None else wire.encode_body(body, self._media)
+        return Call(method, path, headers, data, lambda response: read(_structure(response)))
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a program is asked about: models, inputs and how to compute."""
+
+    inputs: Inputs
+    model: str | None = None
+    models: Models | None = None
+    params: Tree | Mapping[str, Tree] | None = None
+    state: Tree | Mapping[str, Tree] | None = None
+    mode: str | None = None
+    nesting: str = "auto"
+    seed: int = 0
+    deadline_ms: float | None = None
+
+    def bindings(self, encoding: Encoding) -> dict[str, Any]:
+        """`models` of the request: `model="net"` binds the hosted model `net` to the name `model`."""
+        if self.model is not None and self.models is not None:
+            raise ValueError("give model= for one model or models= for several, not both")
+        given = self.models if self.models is not None else {"model": self.model} if self.model else {}
+        bindings: dict[str, Any] = {}
+        for name, bound in given.items():
+            binding: dict[str, Any] = {"name": bound} if isinstance(bound, str) else dict(bound)
+            for part, trees in (("params", self.params), ("state", self.state)):
+                tree = _tree_for(name, trees, len(given))
+                if tree is not None:
+                    binding[part] = tree
+                if binding.get(part) is not None:
+                    binding[part] = {leaf: _input(array, encoding) for leaf, array in binding[part].items()}
+            if self.mode is not None:
+                binding.setdefault("mode", self.mode)
+            bindings[name] = binding
+        if (self.params is not None or self.mode is not None) and not bindings:
+            raise ValueError("params= and mode= belong to a model: give model= or models= too")
+        return bindings
+
+
+def no_answer(url: httpx.URL, error: httpx.TransportError) -> ConnectionFailed:
+    """The exception for a call that got no answer."""
+    reason = f"{type(error).__name__}: {error}"
+    return ConnectionFailed(f"no answer from {url} ({reason}); is `nablad serve` running there?")
+
+
+def _terms(terms: Terms | None) -> list[str] | dict[str, float]:
+    if isinstance(terms, Mapping):
+        return {name: float(weight) for name, weight in terms.items()}
+    return list(terms or ())
+
+
+def _tree_for(name: str, trees: Any, count: int) -> Any:
+    """Parameters for one binding: a flat tree when there is one model, else trees by name."""
+    if trees is None:
+        return None
+    nested = all(isinstance(value, Mapping) for value in trees.values()) and bool(trees)
+    if nested:
+        return trees.get(name)
+    if count != 1:
+        raise ValueError("several models are bound: give params={'u': {...}, 'v': {...}}")
+    return trees
+
+
+def _input(value: Any, encoding: Encoding) -> Any:
+    """An input's travelling form; plain numbers and lists go without a dtype and take the program's."""
+    if isinstance(value, Mapping):
+        return {str(name): _input(leaf, encoding) for name, leaf in value.items()}
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, list | tuple) and not any(isinstance(item, np.ndarray) for item in value):
+        return value
+    array: NDArray[Any] = np.asarray(value)
+    return encode_array(array, encoding)
+
+
+def _model_path(name: str) -> str:
+    return f"/v1/models/{quote(name, safe='')}"
+
+
+def _structure(response: httpx.Response) -> dict[str, Any]:
+    return wire.decode_body(response.content, wire.media_type(response.headers.get("content-type")))
+
+
+def _params(answer: dict[str, Any]) -> Params:
+    return Params(
+        decode_tree(answer["params"], "params"), decode_tree(answer["state"], "state"), answer["version"]
+    )
+
+
+def _gradient(answer: dict[str, Any]) -> GradientResult:
+    return GradientResult(
+        value=_number(answer["value"]),
+        terms={name: _number(value) for name, value in answer["terms"].items()},
+        gradients=decode_tree(answer["gradients"], "gradients"),
+        outputs=decode_tree(answer["outputs"], "outputs"),
+        state=decode_tree(answer["state"], "state"),
+        plan=Plan(**answer["plan"]),
+        timing=Timing.model_validate(answer["timing"]),
+    )
+
+
+def _evaluate(answer: dict[str, Any]) -> EvaluateResult:
+    return EvaluateResult(
+        outputs=decode_tree(answer["outputs"], "outputs"),
+        plan=Plan(**answer["plan"]),
+        timing=Timing.model_validate(answer["timing"]),
+    )
+
+
+def _check(answer: dict[str, Any]) -> CheckResult:
+    return CheckResult(
+        value=_number(answer["value"]),
+        arguments={key: _checked(one) for key, one in answer["arguments"].items()},
+        timing=Timing.model_validate(answer["timing"]),
+    )
+
+
+def _checked(one: Mapping[str, Any]) -> Checked:
+    return Checked(
+        max_abs_difference=_number(one["max_abs_difference"]),
+        max_abs_gradient=_number(one["max_abs_gradient"]),
+        relative=_number(one["relative"]),
+        compared=int(one["compared"]),
+        method=str(one["method"]),
+    )
+
+
+def _number(value: Any) -> float:
+    return float(decode_tree(value, "value")[()])

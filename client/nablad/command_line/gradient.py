@@ -1,0 +1,130 @@
+"""`nablad gradient`: a loss and its gradients from files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nablad.client import Client
+from nablad.command_line.common import Waiting, add_url
+from nablad.results import GradientResult
+
+
+def add_command(commands: Any) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "gradient",
+        help="a loss and its gradients",
+        description="Send a loss with inputs from files, print its value, save its gradients.",
+        epilog='example: nablad gradient --model net --loss "sum((model(x) - y)**2)" '
+        "--input x=x.npy --input y=y.npy --wrt params --out grads.npz",
+    )
+    parser.add_argument("--loss", required=True, metavar="FILE_OR_TEXT", help="the program")
+    parser.add_argument("--model", metavar="NAME", help="hosted model, bound to the name 'model'")
+    parser.add_argument(
+        "--bind", action="append", default=[], metavar="NAME=MODEL", help="bind one of several models"
+    )
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=FILE_OR_NUMBER",
+        help=".npy, .npz (a tree of arrays) or a number",
+    )
+    parser.add_argument("--params", metavar="FILE", help=".npz with parameters for this call")
+    parser.add_argument("--wrt", action="append", metavar="NAME", help="repeatable (default: params)")
+    parser.add_argument("--term", action="append", default=[], metavar="NAME", help="named scalar to print")
+    parser.add_argument("--mode", choices=("eval", "train"))
+    parser.add_argument("--nesting", default="auto", help="auto, reverse_over_reverse, forward_over_reverse")
+    parser.add_argument("--out", metavar="FILE", help="save the gradients as .npz")
+    parser.add_argument("--explain", action="store_true", help="print how derivatives were computed")
+    add_url(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask, print, save."""
+    if arguments.out and not arguments.out.endswith(".npz"):
+        raise ValueError(f"--out {arguments.out}: gradients are saved as .npz")
+    inputs = {name: read_input(value) for name, value in map(split, arguments.input)}
+    models = dict(map(split, arguments.bind)) or None
+    params = read_input(arguments.params) if arguments.params else None
+    wrt = arguments.wrt or ["params"]
+    with Client(arguments.url) as client, Waiting("waiting for the server (a first call compiles)"):
+        result = client.gradient(
+            read_program(arguments.loss),
+            inputs=inputs,
+            model=arguments.model,
+            models=models,
+            params=params,
+            wrt=wrt,
+            terms=arguments.term,
+            mode=arguments.mode,
+            nesting=arguments.nesting,
+        )
+    show(result, explain=arguments.explain)
+    if arguments.out:
+        np.savez(arguments.out, **flat(result.gradients))
+        print(f"saved {arguments.out}")
+    return 0
+
+
+def split(pair: str) -> tuple[str, str]:
+    """`NAME=VALUE` in two."""
+    name, equals, value = pair.partition("=")
+    if not equals:
+        raise ValueError(f"'{pair}' must be NAME=VALUE")
+    return name, value
+
+
+def read_program(text: str) -> str:
+    """A program given as a file's name or as itself."""
+    try:
+        path = Path(text)
+        return path.read_text() if path.is_file() else text
+    except (OSError, ValueError):  # a long text is no file name
+        return text
+
+
+def read_input(text: str) -> Any:
+    """An array or tree from a file, or a number.
+
+    Raises:
+        ValueError: where it is neither.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    if not Path(text).is_file():
+        raise ValueError(f"there is no file '{text}', and it is not a number")
+    loaded = np.load(text, allow_pickle=False)
+    return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+
+
+def show(result: GradientResult, *, explain: bool) -> None:
+    """Value, terms, and the size of each gradient."""
+    print(f"value {result.value:.9g}")
+    for name, value in result.terms.items():
+        print(f"term {name} {value:.9g}")
+    for name, array in flat(result.gradients).items():
+        print(f"gradient {name} {array.dtype}{array.shape} norm {np.linalg.norm(array):.6g}")
+    for caution in result.plan.cautions:
+        print(f"caution: line {caution['line']}: {caution['text']}: {caution['message']}", file=sys.stderr)
+    if explain:
+        print(result.plan.explanation)
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested gradients under dotted names: parameters as they are called, inputs by their names."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    arrays: dict[str, Any] = {}
+    for name, value in tree.items():
+        below = name if prefix in ("", "params") else f"{prefix}.{name}"
+        arrays.update(flat(value, below))
+    return arrays

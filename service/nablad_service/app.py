@@ -1,0 +1,91 @@
+"""The FastAPI application: routes around the pipeline, refusals as problem documents."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from nablad import __version__, wire
+from nablad.problems import Problem, Refusal
+from nablad_service.engine.engine import Engine
+from nablad_service.hosting import ModelStore
+from nablad_service.pipeline import Pipeline
+from nablad_service.programs import Programs
+from nablad_service.routes import health, models, operators, programs
+from nablad_service.routes.schema import openapi
+from nablad_service.scheduler import Scheduler
+from nablad_service.settings import Settings
+
+log = logging.getLogger("nablad")
+
+DESCRIPTION = """
+Gradients of losses that contain derivatives. Host a model with `PUT /v1/models/{name}`, then send a loss to
+`POST /v1/gradient`. Bodies are JSON or msgpack by `Content-Type` and `Accept`; refusals are RFC 9457 problem
+documents with a stable `code`, and `where` for places in a program's text.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The service as an ASGI application; nothing starts before its lifespan does."""
+    settings = settings or Settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine = Engine.start(settings.limits)
+        scheduler = Scheduler(settings.max_queue)
+        compiled = Programs(engine, limit=settings.max_programs, threads=settings.compile_threads)
+        app.state.settings = settings
+        app.state.pipeline = Pipeline(engine, ModelStore(settings.max_models), compiled, scheduler)
+        app.state.device = engine.device()
+        app.state.ready = True
+        yield
+        app.state.ready = False
+        compiled.close()
+        scheduler.close()
+
+    app = FastAPI(
+        title="nablad", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None
+    )
+    for router in (programs.router, models.router, operators.router, health.router):
+        app.include_router(router)
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _failed)
+    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def problem(refusal: Refusal) -> Response:
+    """A refusal as its problem document."""
+    document = Problem.of(refusal)
+    headers = {}
+    retry_after = (refusal.extra or {}).get("retry_after")
+    if document.status == 503:
+        headers["Retry-After"] = str(retry_after or 1)
+    return Response(
+        document.model_dump_json(exclude_none=True), document.status, headers, media_type=wire.PROBLEM
+    )
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return problem(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        detail = f"{request.method} is not possible on {request.url.path}; see /docs"
+        return problem(Refusal("method_not_allowed", detail))
+    return problem(Refusal("unknown_path", f"there is nothing at {request.url.path}; see /docs"))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    detail = f"the server failed ({type(error).__name__}); its log says more"
+    return problem(Refusal("internal", detail))

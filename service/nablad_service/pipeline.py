@@ -1,0 +1,201 @@
+"""The straight path of a call: bytes -> request -> query -> plan -> executable -> result -> bytes.
+
+Small bodies are decoded and encoded where they are; large ones off the event loop, as are compiling (its own
+threads) and the device's work (one thread), so that health checks answer meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from nablad import wire
+from nablad.arrays import Encoding, encode_array, encode_tree
+from nablad.messages import CheckRequest, EvaluateRequest, GradientRequest, Message, Timing
+from nablad.problems import Refusal
+from nablad_service.engine.engine import Engine, Executable
+from nablad_service.hosting import ModelStore
+from nablad_service.language.places import nearest
+from nablad_service.programs import Programs
+from nablad_service.query import Query
+from nablad_service.scheduler import Finished, Scheduler
+from nablad_service.validation import evaluate_query, gradient_query
+
+T = TypeVar("T")
+MessageT = TypeVar("MessageT", bound=Message)
+
+SMALL = 64 * 1024
+"""Bytes that are decoded or encoded on the event loop: a thread would cost more than the work."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """A request's bytes and the formats it comes and wants to be answered in."""
+
+    data: bytes
+    media: str
+    answer: str
+    encoding: Encoding
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer's bytes, their media type and where the time went."""
+
+    data: bytes
+    media: str
+    timing: Timing
+
+
+class Pipeline:
+    """What all calls share: the engine, the models, the compiled programs and the device's queue."""
+
+    def __init__(self, engine: Engine, models: ModelStore, programs: Programs, scheduler: Scheduler) -> None:
+        self.engine = engine
+        self.models = models
+        self.programs = programs
+        self.scheduler = scheduler
+
+    async def gradient(self, body: Body) -> Answer:
+        """`POST /v1/gradient`."""
+        started = time.perf_counter()
+        query = await off_loop(
+            len(body.data), lambda: gradient_query(decode(body, GradientRequest), self.models.get)
+        )
+        return await self._answer(query, body, time.perf_counter() - started)
+
+    async def evaluate(self, body: Body) -> Answer:
+        """`POST /v1/evaluate`."""
+        started = time.perf_counter()
+        query = await off_loop(
+            len(body.data), lambda: evaluate_query(decode(body, EvaluateRequest), self.models.get)
+        )
+        return await self._answer(query, body, time.perf_counter() - started)
+
+    async def check(self, body: Body) -> Answer:
+        """`POST /v1/check`: everything in float64, compiled and run on the device's thread."""
+        started = time.perf_counter()
+        query = await off_loop(
+            len(body.data),
+            lambda: gradient_query(decode(body, CheckRequest), self.models.get, dtype="float64"),
+        )
+        decoded = time.perf_counter() - started
+
+        async def work() -> tuple[dict[str, Any], Finished[dict[str, Any]], bool, float]:
+            finished = await self.scheduler.run(lambda: self.engine.check(query))
+            return {**finished.result, "dtype": "float64"}, finished, True, 0.0
+
+        return await self._finish(query, body, decoded, work)
+
+    async def _answer(self, query: Query, body: Body, decoded: float) -> Answer:
+        async def work() -> tuple[dict[str, Any], Finished[dict[str, Any]], bool, float]:
+            started = time.perf_counter()
+            executable, compiled = await self.programs.executable(query)
+            compiling = time.perf_counter() - started if compiled else 0.0
+            finished = await self.scheduler.run(lambda: executable.run(query))
+            return _sections(finished.result, executable), finished, compiled, compiling
+
+        return await self._finish(query, body, decoded, work)
+
+    async def _finish(
+        self,
+        query: Query,
+        body: Body,
+        decoded: float,
+        work: Callable[[], Awaitable[tuple[dict[str, Any], Finished[dict[str, Any]], bool, float]]],
+    ) -> Answer:
+        result, finished, compiled, compiling = await _within(query.deadline_ms, decoded, work())
+        size = _bytes(finished.result)
+
+        def pack() -> tuple[bytes, Timing]:
+            started = time.perf_counter()
+            sections = {
+                name: section if name in ("plan", "dtype") else _encode(section, body.encoding)
+                for name, section in result.items()
+            }
+            timing = Timing(
+                decode_ms=decoded * 1e3,
+                queue_ms=finished.waited * 1e3,
+                compile_ms=compiling * 1e3,
+                device_ms=finished.ran * 1e3,
+                compiled=compiled,
+            )
+
+            def last() -> dict[str, Any]:
+                # Measured when everything before it is packed.
+                timing.encode_ms = (time.perf_counter() - started) * 1e3
+                return timing.model_dump()
+
+            return wire.encode_with_last(sections, "timing", last, body.answer), timing
+
+        data, timing = await off_loop(size, pack)
+        return Answer(data, body.answer, timing)
+
+
+def decode(body: Body, kind: type[MessageT]) -> MessageT:
+    """The request in a body.
+
+    Raises:
+        Refusal: `malformed_body` or `invalid_request`, naming the member at fault.
+    """
+    structure = wire.decode_body(body.data, body.media)
+    try:
+        return kind.model_validate(structure)
+    except ValidationError as error:
+        raise Refusal("invalid_request", _first_fault(error, kind)) from None
+
+
+def _first_fault(error: ValidationError, kind: type[Message]) -> str:
+    fault = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    others = error.error_count() - 1
+    more = f" (and {others} more)" if others else ""
+    if fault["type"] == "extra_forbidden":
+        known = list(kind.model_fields)
+        hint = nearest(str(fault["loc"][-1]), known) if len(fault["loc"]) == 1 else ""
+        return f"'{where}' is not a member of the request{hint}{more}"
+    if fault["type"] == "missing":
+        return f"the request lacks its member '{where}'{more}"
+    return f"'{where}': {fault['msg'].lower()}{more}"
+
+
+async def off_loop(size: int, work: Callable[[], T]) -> T:
+    """Run `work` here if it handles few bytes, else on a thread."""
+    return work() if size <= SMALL else await asyncio.to_thread(work)
+
+
+async def _within(deadline_ms: float | None, spent: float, work: Awaitable[T]) -> T:
+    if deadline_ms is None:
+        return await work
+    try:
+        return await asyncio.wait_for(work, max(deadline_ms / 1e3 - spent, 0.0))
+    except TimeoutError:
+        detail = f"the answer was not ready within {deadline_ms:g} ms; a first call also compiles"
+        raise Refusal("deadline", detail) from None
+
+
+def _sections(result: dict[str, Any], executable: Executable) -> dict[str, Any]:
+    return {**result, "plan": executable.plan.document()}
+
+
+def _encode(section: Any, encoding: Encoding) -> Any:
+    if isinstance(section, Mapping):
+        return {name: _encode(item, encoding) for name, item in section.items()}
+    if isinstance(section, bool | int | float | str):
+        return section
+    if isinstance(section, tuple | list):
+        return encode_tree(section, encoding)
+    return encode_array(section, encoding)
+
+
+def _bytes(section: Any) -> int:
+    if isinstance(section, Mapping):
+        return sum(_bytes(item) for item in section.values())
+    if isinstance(section, tuple | list):
+        return sum(_bytes(item) for item in section)
+    return int(getattr(section, "nbytes", 0))

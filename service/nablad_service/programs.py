@@ -1,0 +1,55 @@
+"""Compiled programs by signature: compiled once however many ask, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+
+from nablad_service.engine.engine import Engine, Executable
+from nablad_service.query import Query, Signature
+
+
+class Programs:
+    """A cache of executables, least recently used first out. Lives on one event loop."""
+
+    def __init__(self, engine: Engine, *, limit: int, threads: int) -> None:
+        self._engine = engine
+        self._limit = limit
+        self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="compile")
+        self._ready: OrderedDict[Signature, Executable] = OrderedDict()
+        self._compiling: dict[Signature, asyncio.Future[Executable]] = {}
+
+    async def executable(self, query: Query) -> tuple[Executable, bool]:
+        """The compiled program for `query`, and whether it had to be compiled for this call.
+
+        Raises:
+            Refusal: whatever checking the program finds. Refusals are not remembered.
+        """
+        signature = query.signature
+        ready = self._ready.get(signature)
+        if ready is not None:
+            self._ready.move_to_end(signature)
+            return ready, False
+        compiling = self._compiling.get(signature)
+        if compiling is None:
+            compiling = asyncio.wrap_future(self._threads.submit(self._compile, query))
+            self._compiling[signature] = compiling
+            compiling.add_done_callback(lambda future: self._settle(signature, future))
+        # Shielded: a caller that gives up must not take the program from the others.
+        return await asyncio.shield(compiling), True
+
+    def _compile(self, query: Query) -> Executable:
+        return self._engine.compile(self._engine.trace(query))
+
+    def _settle(self, signature: Signature, future: asyncio.Future[Executable]) -> None:
+        self._compiling.pop(signature, None)
+        if future.cancelled() or future.exception() is not None:
+            return
+        self._ready[signature] = future.result()
+        while len(self._ready) > self._limit:
+            self._ready.popitem(last=False)
+
+    def close(self) -> None:
+        """Drop what has not begun to compile."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,1 @@
+"""HTTP: each file one group of paths, each route a few lines around the pipeline."""

@@ -1,0 +1,88 @@
+"""`/v1/models` and the resident parameters below it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from nablad.arrays import encode_tree
+from nablad.messages import ModelRequest, ParamsRequest, decode_arrays
+from nablad_service.hosting import HostedModel
+from nablad_service.pipeline import decode
+from nablad_service.routes.bodies import answer_format, document, pipeline, read_body
+from nablad_service.routes.schema import takes
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+@router.get("", summary="All hosted models")
+async def all_models(request: Request) -> Response:
+    """Every hosted model: architecture, shapes, number of parameters, version."""
+    store = pipeline(request).models
+    described = [store.get(name).info().model_dump() for name in store.names()]
+    return document({"models": described}, answer_format(request)[0])
+
+
+@router.get("/{name}", summary="One model")
+async def one_model(request: Request, name: str) -> Response:
+    """Architecture, shapes, number of parameters, version."""
+    hosted = pipeline(request).models.get(name)
+    return document(hosted.info().model_dump(), answer_format(request)[0])
+
+
+@router.put("/{name}", openapi_extra=takes(ModelRequest), summary="Host an architecture")
+async def put_model(request: Request, name: str) -> Response:
+    """Host an architecture under a name, in place of what had that name."""
+    body = await read_body(request)
+    store = pipeline(request).models
+
+    def work() -> HostedModel:
+        wanted = decode(body, ModelRequest)
+        params = decode_arrays(wanted.params, "params.") if wanted.params is not None else None
+        state = decode_arrays(wanted.state, "state.") if wanted.state is not None else None
+        return store.put(name, wanted.architecture, params, state, wanted.seed)
+
+    hosted = await asyncio.to_thread(work)
+    return document(hosted.info().model_dump(), body.answer)
+
+
+@router.delete("/{name}", status_code=204, summary="Stop hosting a model")
+async def delete_model(request: Request, name: str) -> Response:
+    """Remove the model and its resident parameters."""
+    pipeline(request).models.delete(name)
+    return Response(status_code=204)
+
+
+@router.get("/{name}/params", summary="Resident parameters")
+async def get_params(request: Request, name: str) -> Response:
+    """The resident parameters and state, with their version."""
+    hosted = pipeline(request).models.get(name)
+    media, encoding = answer_format(request)
+
+    def work() -> Response:
+        answer: dict[str, Any] = {
+            "params": encode_tree(hosted.params, encoding),
+            "state": encode_tree(hosted.state, encoding),
+            "version": hosted.version,
+        }
+        return document(answer, media)
+
+    return await asyncio.to_thread(work)
+
+
+@router.put("/{name}/params", openapi_extra=takes(ParamsRequest), summary="Replace resident parameters")
+async def put_params(request: Request, name: str) -> Response:
+    """Replace the resident parameters, and the state where one is given; the answer has the new version."""
+    body = await read_body(request)
+    store = pipeline(request).models
+
+    def work() -> HostedModel:
+        wanted = decode(body, ParamsRequest)
+        state = decode_arrays(wanted.state, "state.") if wanted.state is not None else None
+        return store.set_params(name, decode_arrays(wanted.params, "params."), state)
+
+    hosted = await asyncio.to_thread(work)
+    return document({"version": hosted.version}, body.answer)

@@ -1,0 +1,30 @@
+"""`POST /v1/gradient`, `/v1/evaluate` and `/v1/check`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from nablad.messages import CheckRequest, EvaluateRequest, GradientRequest
+from nablad_service.routes.bodies import pipeline, read_body, respond
+from nablad_service.routes.schema import takes
+
+router = APIRouter(prefix="/v1", tags=["programs"])
+
+
+@router.post("/gradient", openapi_extra=takes(GradientRequest), summary="Loss, terms and gradients")
+async def gradient(request: Request) -> Response:
+    """The loss, its terms, its gradients with respect to `wrt`, named outputs and the new state."""
+    return respond(await pipeline(request).gradient(await read_body(request)))
+
+
+@router.post("/evaluate", openapi_extra=takes(EvaluateRequest), summary="Named values of a program")
+async def evaluate(request: Request) -> Response:
+    """Named values of a program, without an outer gradient: a Jacobian, a trace, a prediction."""
+    return respond(await pipeline(request).evaluate(await read_body(request)))
+
+
+@router.post("/check", openapi_extra=takes(CheckRequest), summary="Gradients against finite differences")
+async def check(request: Request) -> Response:
+    """The gradients against central differences computed in float64: the largest difference by argument."""
+    return respond(await pipeline(request).check(await read_body(request)))

@@ -1,0 +1,74 @@
+"""One device, one thread: work waits its turn in a bounded queue. Knows neither HTTP nor JAX."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from nablad.problems import Refusal
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Finished(Generic[T]):
+    """A result, how long it waited and how long it ran, in seconds."""
+
+    result: T
+    waited: float
+    ran: float
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A snapshot of the queue."""
+
+    waiting_or_running: int
+    limit: int
+    finished: int
+
+
+class Scheduler:
+    """Runs work one at a time on a thread of its own."""
+
+    def __init__(self, limit: int) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._limit = limit
+        self._pending = 0
+        self._finished = 0
+
+    async def run(self, work: Callable[[], T]) -> Finished[T]:
+        """Run `work` when its turn comes; work whose caller gave up before that is skipped.
+
+        Raises:
+            Refusal: `overloaded` at once, where too many calls wait already.
+        """
+        if self._pending >= self._limit:
+            detail = f"{self._pending} calls wait for the device already; try again shortly"
+            raise Refusal("overloaded", detail, extra={"retry_after": 1})
+        queued = time.perf_counter()
+
+        def timed() -> Finished[T]:
+            started = time.perf_counter()
+            result = work()
+            return Finished(result, started - queued, time.perf_counter() - started)
+
+        self._pending += 1
+        try:
+            # Cancelling the wait cancels the work if it has not begun.
+            return await asyncio.wrap_future(self._thread.submit(timed))
+        finally:
+            self._pending -= 1
+            self._finished += 1
+
+    def statistics(self) -> Statistics:
+        """What the queue looks like now."""
+        return Statistics(self._pending, self._limit, self._finished)
+
+    def close(self) -> None:
+        """Let the running work finish, drop the rest."""
+        self._thread.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,82 @@
+"""`nablad serve`: the server as a process."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import socket
+import sys
+from typing import Any
+
+import uvicorn
+from pydantic import ValidationError
+
+from nablad_service.app import create_app
+from nablad_service.settings import Settings
+
+
+def add_command(subparsers: Any) -> None:
+    """Register `serve` with the command line; every setting is an option."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="run the server",
+        description="Run the server. Every option is also an environment variable, NABLAD_HOST and so on.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    for name, field in Settings.model_fields.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            default=argparse.SUPPRESS,
+            type=field.annotation,
+            metavar=name.split("_")[-1].upper(),
+            help=f"{field.description} (default: {field.default})",
+        )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until told to stop; 0 after a clean stop."""
+    given = {name: value for name, value in vars(arguments).items() if name in Settings.model_fields}
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        print(f"nablad serve: {fault['loc'][0]}: {fault['msg']}", file=sys.stderr)
+        return 2
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        print(
+            f"nablad serve: cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
+            "choose another --port, or 0 for a free one",
+            file=sys.stderr,
+        )
+        return 1
+    port = listener.getsockname()[1]
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"nablad listens on http://{shown}:{port} (docs at /docs, stop with Ctrl-C)", flush=True)
+    config = uvicorn.Config(
+        create_app(settings),
+        log_level="warning",
+        timeout_graceful_shutdown=int(settings.drain_seconds) or None,
+        # Longer than httpx keeps idle connections, or the two would race for the last word.
+        timeout_keep_alive=75,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket, so that a port of 0 is known before the server starts."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    listener.set_inheritable(True)
+    return listener

@@ -1,0 +1,49 @@
+"""Everything an operator may set: options of `nablad serve` or `NABLAD_*` variables, read once."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from nablad_service.language import Limits
+
+MEBIBYTE = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """The server's configuration, one frozen record. Every field is documented in `docs/operating.md`."""
+
+    model_config = SettingsConfigDict(env_prefix="NABLAD_", frozen=True, extra="ignore")
+
+    host: str = Field("127.0.0.1", description="Address to listen on; loopback unless told otherwise.")
+    port: int = Field(8421, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    max_body_bytes: int = Field(1024 * MEBIBYTE, gt=0, description="Largest request body.")
+    max_array_bytes: int = Field(
+        4096 * MEBIBYTE, gt=0, description="Largest array that a program may make on its way."
+    )
+    max_queue: int = Field(256, gt=0, description="Calls that may wait for the device; more are refused.")
+    max_programs: int = Field(512, gt=0, description="Compiled programs kept; the least recently used goes.")
+    max_models: int = Field(1024, gt=0, description="Models hosted at once.")
+    compile_threads: int = Field(1, gt=0, description="Programs compiled at the same time.")
+    drain_seconds: float = Field(20.0, ge=0, description="How long a stopping server finishes its calls.")
+    text_bytes: int = Field(Limits.text_bytes, gt=0, description="Longest program.")
+    depth: int = Field(Limits.depth, gt=0, description="Deepest nesting of brackets and calls.")
+    nodes: int = Field(Limits.nodes, gt=0, description="Most operations in a program.")
+    derivative_order: int = Field(
+        Limits.derivative_order, gt=0, description="Most derivatives inside one another."
+    )
+    evaluations: int = Field(
+        Limits.evaluations, gt=0, description="Most operations that tracing may evaluate."
+    )
+
+    @property
+    def limits(self) -> Limits:
+        """The limits on programs."""
+        return Limits(
+            text_bytes=self.text_bytes,
+            depth=self.depth,
+            nodes=self.nodes,
+            derivative_order=self.derivative_order,
+            evaluations=self.evaluations,
+            array_bytes=self.max_array_bytes,
+        )

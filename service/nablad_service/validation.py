@@ -1,0 +1,197 @@
+"""From a request to a query: names resolved, arrays in their dtypes, all checked but the text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nablad.arrays import Received, Undeclared
+from nablad.messages import Binding, EvaluateRequest, GradientRequest, Question, decode_arrays, decode_inputs
+from nablad.problems import Refusal
+from nablad_service.hosting import HostedModel, own_params, own_state
+from nablad_service.language.places import nearest
+from nablad_service.query import ArraySpec, ModelSignature, Query, Signature, Variable, float_type, tree_spec
+
+IDENTIFIER = re.compile(r"[^\W\d]\w*")
+LEAF = re.compile(r"(?P<model>[^\W\d]\w*)\.params(?:\[(?P<leaf>[^\]]+)\])?")
+Lookup = Callable[[str], HostedModel]
+
+
+def gradient_query(request: GradientRequest, lookup: Lookup, *, dtype: str | None = None) -> Query:
+    """The query of `POST /v1/gradient`; `dtype` forces a float type, as `/v1/check` does."""
+    weights = request.terms if isinstance(request.terms, dict) else {}
+    return _query(
+        request,
+        lookup,
+        dtype,
+        kind="gradient",
+        text=request.loss,
+        wrt=tuple(request.wrt),
+        terms=tuple(request.terms),
+        weights=weights,
+        outputs=tuple(request.outputs),
+    )
+
+
+def evaluate_query(request: EvaluateRequest, lookup: Lookup) -> Query:
+    """The query of `POST /v1/evaluate`."""
+    outputs = tuple(request.outputs) if request.outputs is not None else ("result",)
+    return _query(
+        request,
+        lookup,
+        None,
+        kind="evaluate",
+        text=request.program,
+        wrt=(),
+        terms=(),
+        weights={},
+        outputs=outputs,
+    )
+
+
+def _query(
+    request: Question,
+    lookup: Lookup,
+    dtype: str | None,
+    *,
+    kind: Any,
+    text: str,
+    wrt: tuple[str, ...],
+    terms: tuple[str, ...],
+    weights: Mapping[str, float],
+    outputs: tuple[str, ...],
+) -> Query:
+    received = decode_inputs(request.inputs, "")
+    for name in (*request.inputs, *request.models):
+        if not IDENTIFIER.fullmatch(name):
+            raise Refusal("invalid_request", f"'{name}' is not a name that a program can use")
+    bindings = {name: _binding(bound) for name, bound in request.models.items()}
+    hosted = {name: _hosted(binding, lookup) for name, binding in bindings.items()}
+    params = {name: _params(hosted[name], binding) for name, binding in bindings.items()}
+    state = {name: _state(hosted[name], binding) for name, binding in bindings.items()}
+    given = [leaf for tree in params.values() for leaf in tree.values()]
+    given += [leaf for leaf in _leaves(received) if isinstance(leaf, np.ndarray)]
+    dtype = dtype or float_type(given)
+    variables = tuple(_variable(key, request, hosted) for key in wrt)
+    if kind == "gradient" and not variables:
+        raise Refusal("invalid_request", "wrt is empty: name what to differentiate, or call /v1/evaluate")
+    wanted = {variable.name for variable in variables if variable.kind == "input"}
+    inputs = {
+        name: _settle(value, name, dtype, differentiated=name in wanted, models=hosted)
+        for name, value in received.items()
+    }
+    signature = Signature(
+        kind=kind,
+        text=text,
+        models=tuple(
+            ModelSignature(
+                name, hosted[name].model.digest, binding.mode, tree_spec(params[name]), tree_spec(state[name])
+            )
+            for name, binding in bindings.items()
+        ),
+        inputs=tuple((name, _spec(value)) for name, value in inputs.items()),
+        wrt=variables,
+        terms=terms,
+        weighted=bool(weights),
+        outputs=outputs,
+        nesting="auto" if request.nesting == "default" else request.nesting,
+        dtype=dtype,
+    )
+    models = {name: one.model for name, one in hosted.items()}
+    return Query(signature, models, inputs, params, state, weights, request.deadline_ms)
+
+
+def _binding(bound: Binding | str) -> Binding:
+    return Binding(name=bound) if isinstance(bound, str) else bound
+
+
+def _hosted(binding: Binding, lookup: Lookup) -> HostedModel:
+    hosted = lookup(binding.name)
+    if binding.version is not None and binding.version != hosted.version:
+        detail = (
+            f"the resident parameters of '{binding.name}' have version {hosted.version}, "
+            f"not {binding.version}; read them anew or send params"
+        )
+        raise Refusal("unknown_version", detail, extra={"version": hosted.version})
+    return hosted
+
+
+def _params(hosted: HostedModel, binding: Binding) -> Mapping[str, NDArray[Any]]:
+    if binding.params is None:
+        return hosted.params
+    return own_params(hosted.model, decode_arrays(binding.params, f"{binding.name}.params."))
+
+
+def _state(hosted: HostedModel, binding: Binding) -> Mapping[str, NDArray[Any]]:
+    if binding.state is None:
+        return hosted.state
+    return own_state(hosted.model, decode_arrays(binding.state, f"{binding.name}.state."))
+
+
+def _leaves(received: Mapping[str, Received | dict[str, Received]]) -> list[Received]:
+    found: list[Received] = []
+    for value in received.values():
+        found.extend(value.values() if isinstance(value, dict) else [value])
+    return found
+
+
+def _settle(
+    value: Received | dict[str, Received],
+    name: str,
+    dtype: str,
+    *,
+    differentiated: bool,
+    models: Mapping[str, HostedModel],
+) -> NDArray[Any] | dict[str, NDArray[Any]]:
+    """Numbers without a dtype take the program's float type; whole ones stay whole unless differentiated."""
+    if isinstance(value, dict):
+        tree = {
+            leaf: _settle(one, f"{name}.{leaf}", dtype, differentiated=differentiated, models={})
+            for leaf, one in value.items()
+        }
+        for hosted in models.values():  # a tree shaped like a model's parameters has their order
+            if set(tree) == set(hosted.model.parameter_shapes):
+                return {leaf: tree[leaf] for leaf in hosted.model.parameter_shapes}  # type: ignore[misc]
+        return tree  # type: ignore[return-value]
+    if isinstance(value, Undeclared):
+        whole = value.array.dtype.kind in "iub"
+        if whole and not differentiated:
+            return value.array
+        return value.array.astype(dtype)
+    if differentiated and value.dtype.kind != "f":
+        detail = f"wrt asks for '{name}', which holds {value.dtype}; send floats"
+        raise Refusal("wrong_dtype", detail)
+    return value
+
+
+def _spec(value: NDArray[Any] | Mapping[str, NDArray[Any]]) -> Any:
+    return ArraySpec.of(value) if isinstance(value, np.ndarray) else tree_spec(value)
+
+
+def _variable(key: str, request: Question, hosted: Mapping[str, HostedModel]) -> Variable:
+    """One entry of `wrt`: an input first, since inputs may be called anything."""
+    if key in request.inputs:
+        return Variable(key, "input", key)
+    if key == "params":
+        if not hosted:
+            inputs = ", ".join(f'"{name}"' for name in request.inputs) or "none"
+            detail = f"wrt asks for params, but no model is bound; the inputs are {inputs}"
+            raise Refusal("invalid_request", detail)
+        return Variable(key, "params")
+    match = LEAF.fullmatch(key)
+    if match and match["model"] in hosted:
+        leaf = match["leaf"]
+        if leaf is None:
+            return Variable(key, "params", match["model"])
+        known = hosted[match["model"]].model.parameter_shapes
+        if leaf in known:
+            return Variable(key, "leaf", match["model"], leaf)
+        detail = f"'{match['model']}' has no parameter '{leaf}'{nearest(leaf, known)}"
+        raise Refusal("invalid_request", f"{detail}; it has {', '.join(known)}")
+    choices = ["params", *request.inputs, *(f"{name}.params" for name in hosted)]
+    detail = f"wrt asks for '{key}'{nearest(key, choices)}; it may name {', '.join(choices)}"
+    raise Refusal("invalid_request", detail)
