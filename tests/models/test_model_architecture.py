@@ -2,6 +2,7 @@ import json
 
 import jax.numpy as jnp
 import pytest
+
 from nablad.problems import Refusal
 from nablad_models import build
 
@@ -179,7 +180,8 @@ def test_sizes_left_open_are_checked_when_data_arrive():
         model.apply(params, {}, jnp.ones((4, 1, 6, 5), "float32"), train=False)
     assert refused.value.code == "shape_mismatch"
     assert refused.value.detail == (
-        "for an array of shape (4, 1, 6, 5), layer_3 (dense [18, 1]) takes (18,), but layer_2 (flatten) gives (24,)."
+        "for an array of shape (4, 1, 6, 5), layer_3 (dense [18, 1]) takes (18,), "
+        "but layer_2 (flatten) gives (24,)."
     )
 
 

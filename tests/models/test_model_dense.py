@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from nablad.problems import Refusal
 from nablad_models import build
 
 SEED = {"layers": [{"dense": [2, 4], "activation": "tanh"}, {"batchnorm": 4}, {"dense": [4, 2]}]}
-LUX = json.loads((Path(__file__).parents[1] / "lux_manual" / "loss_function1.json").read_text())
+LUX = json.loads((Path(__file__).parents[2] / "examples" / "lux_manual" / "loss_function1.json").read_text())
 TOLERANCE = {"float32": 3e-6, "float64": 1e-6}
 
 both_dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -75,12 +76,12 @@ def test_gradients_in_train_mode_are_the_lux_manuals(dtype):
 
 
 @both_dtypes
-@pytest.mark.parametrize("batch", [(), (5,), (3, 5), (2, 3, 5), (0,)])
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3, 5), (0,)])
 def test_dense_layers_are_matrix_products_over_any_batch_axes(dtype, batch):
     model = build({"layers": [{"dense": [3, 4], "activation": "tanh"}, {"dense": [4, 2], "bias": False}]})
     params = model.initial_params(seed=7)
     x = np.random.default_rng(0).normal(size=(*batch, 3)).astype(dtype)
-    got, state = model.apply(arrays(params, dtype), {}, jnp.asarray(x), train=False)
+    got, state = jax.jit(lambda p, x: model.apply(p, {}, x, train=False))(arrays(params, dtype), x)
     hidden = np.tanh(x @ params["layer_1.weight"].T + params["layer_1.bias"])
     assert "layer_2.bias" not in model.parameter_shapes
     assert state == {}

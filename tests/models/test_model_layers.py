@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from nablad.problems import Refusal
 from nablad_models import build
 
@@ -74,18 +75,19 @@ def test_conv_is_pytorchs(options, pad):
     np.testing.assert_allclose(y, by_hand, atol=1e-12)
 
 
-@pytest.mark.parametrize(("dims", "spatial"), [(1, (9,)), (2, (5, 6)), (3, (4, 3, 5))])
 @pytest.mark.parametrize(
-    "options",
+    ("spatial", "options"),
     [
-        {"stride": 2},
-        {"stride": 3, "padding": 1, "output_padding": 1, "dilation": 2},
-        {"groups": 2, "padding": "valid"},
-        {"stride": 2, "padding": "same"},
+        ((9,), {"stride": 2}),
+        ((9,), {"stride": 2, "padding": "same"}),
+        ((9,), {"stride": 3, "padding": 1, "output_padding": 1, "dilation": 2}),
+        ((5, 6), {"stride": [2, 3], "padding": [1, 0], "groups": 2}),
+        ((4, 3, 5), {"groups": 2, "padding": "valid"}),
     ],
 )
-def test_conv_transpose_is_the_transpose_of_conv_with_the_same_weight(dims, spatial, options):
+def test_conv_transpose_is_the_transpose_of_conv_with_the_same_weight(spatial, options):
     """<conv(x), y> = <x, conv_transpose(y)>: no reference needed, and it fixes layout, flip and groups."""
+    dims = len(spatial)
     down = {"conv": [4, 6, 3], "dims": dims, "bias": False, **options}
     down.pop("output_padding", None)
     up = {"conv_transpose": [6, 4, 3], "dims": dims, "bias": False, **options}

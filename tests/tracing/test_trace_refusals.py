@@ -77,6 +77,8 @@ REFUSALS = [
     (lambda nu: np.linspace(0, nu, 5, endpoint=False), "'endpoint'"),
     (lambda x: np.add.reduce(x), r"numpy\.add\.reduce has no word"),
     (lambda x: np.add(np.ones((3, 2)), x, out=np.ones((3, 2))), "no out="),
+    (lambda x: np.take(x, 1, out=np.ones(1)), "no out="),
+    (lambda x: np.ones((3, 2)).__iadd__(x), "a = a . b in place"),
     (lambda x: x & 1, "& | ~ join conditions".replace("|", r"\|")),
     (lambda x: x.astype(np.float32), "no attribute 'astype'"),
     (lambda x: x.meen(), "no attribute 'meen'; nearest: mean"),

@@ -121,7 +121,7 @@ def _dot(write: Any, a: Any, b: Any, out: None = None) -> Any:
 def _trace(write: Any, a: Any, *others: Any, **keywords: Any) -> Any:
     # NumPy's trace takes the first two axes, the language's the last two.
     if len(known_shape(a) or ()) > 2:
-        raise TraceError('numpy.trace of more than two axes: use np.einsum("...ii->...", a)')
+        raise TraceError('numpy.trace of more than two axes: use np.einsum("ii...->...", a)')
     return write(Row("trace", "a ~offset ~axis1 ~axis2 ~dtype ~out"), a, *others, **keywords)
 
 

@@ -96,11 +96,6 @@ class Symbol(Handle):
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **keywords: Any) -> Any:
         if method != "__call__":
             raise TraceError(f"numpy.{ufunc.__name__}.{method} has no word in the loss language")
-        if "out" in keywords:
-            raise TraceError(
-                f"{full_name(ufunc)} cannot write a traced value into an array: "
-                f"a = a + b in place of a += b, and no out="
-            )
         return apply_numpy(ufunc, inputs, keywords)
 
     def __array_function__(
@@ -242,6 +237,11 @@ def apply_numpy(
         TraceError: the language has no word for it, or not with these arguments.
     """
     row = row_of(function)
+    if keywords.get("out") is not None:
+        raise TraceError(
+            f"{full_name(function)} cannot write a traced value into an array: "
+            f"a = a + b in place of a += b, and no out="
+        )
     write = partial(apply_row, full_name(function))
     if isinstance(row, Rewrite):
         return row.function(write, *arguments, **keywords)

@@ -1,0 +1,37 @@
+"""One real server for the whole run, on a real socket; clients in both body formats."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import nablad
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+
+@pytest.fixture(scope="session")
+def url() -> Iterator[str]:
+    """The address of a server that serves the whole test run."""
+    from local_server import local_server
+
+    with local_server() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def client(url: str) -> Iterator[nablad.Client]:
+    """A client that speaks msgpack."""
+    with nablad.Client(url) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="session", params=["msgpack", "json"])
+def any_client(url: str, request: pytest.FixtureRequest) -> Iterator[nablad.Client]:
+    """Clients in both formats, one after the other."""
+    with nablad.Client(url, format=request.param) as connected:
+        yield connected
