@@ -153,7 +153,7 @@ class Calls:
         inputs: dict[str, Any] = dict(question.inputs)
         if callable(program):
             traced = trace(program, inputs=inputs, models=list(models))
-            text, inputs = traced.text, {**inputs, **traced.constants}
+            text, inputs = traced.text, {**inputs, **_like_inputs(traced.constants, inputs)}
         else:
             text = program
         return {
@@ -208,6 +208,27 @@ class Question:
         if (self.params is not None or self.mode is not None) and not bindings:
             raise ValueError("params= and mode= belong to a model: give model= or models= too")
         return bindings
+
+
+def _like_inputs(constants: Mapping[str, NDArray[Any]], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Constants of a traced function in the float type of the inputs.
+
+    NumPy makes float64 of nearly everything; a constant must not turn a float32 loss into a float64 one.
+    Without float arrays among the inputs it goes as plain numbers, which take the parameters' type.
+    """
+    leaves = [leaf for value in inputs.values() for leaf in _leaves(value) if isinstance(leaf, np.ndarray)]
+    floats = [leaf.dtype for leaf in leaves if leaf.dtype.kind == "f"]
+
+    def like(constant: NDArray[Any]) -> Any:
+        if constant.dtype.kind != "f":
+            return constant
+        return constant.astype(np.result_type(*floats)) if floats else constant.tolist()
+
+    return {name: like(constant) for name, constant in constants.items()}
+
+
+def _leaves(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, Mapping) else [value]
 
 
 def no_answer(url: httpx.URL, error: httpx.TransportError) -> ConnectionFailed:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from nablad_models.layer import Layer, per_example
-from nablad_models.reading import Unreadable, number, unknown
+from nablad_models.reading import Unreadable, number, shown, unknown
 
 Activation = Callable[[Array], Array]
 
@@ -36,8 +36,9 @@ ACTIVATIONS: dict[str, Activation] = {
     "exp": jnp.exp,
     "square": jnp.square,
     "gaussian": lambda x: jnp.exp(-x * x),
-    "softmax": jax.nn.softmax,
-    "log_softmax": jax.nn.log_softmax,
+    # An example may be a single number, which has no last axis.
+    "softmax": lambda x: jax.nn.softmax(jnp.atleast_1d(x)).reshape(x.shape),
+    "log_softmax": lambda x: jax.nn.log_softmax(jnp.atleast_1d(x)).reshape(x.shape),
 }
 
 # Those with one number, and what it is when nothing is said.
@@ -59,7 +60,7 @@ def read_activation(value: Any) -> Any:
     """
     name, scale = next(iter(value.items())) if isinstance(value, dict) and len(value) == 1 else (value, None)
     if not isinstance(name, str):
-        raise Unreadable(f"an activation is a name or {{name: number}}, got {value!r}")
+        raise Unreadable(f"an activation is a name or {{name: number}}, got {shown(value)}")
     if name not in ACTIVATIONS and name not in SCALED:
         raise Unreadable(unknown("activation", name, [*ACTIVATIONS, *SCALED]))
     if scale is None:

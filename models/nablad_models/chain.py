@@ -25,7 +25,7 @@ class Step:
         return f"{self.name} ({self.label})"
 
 
-class DoesNotChain(Exception):  # noqa: N818 - an answer on the way to a refusal, never seen by a caller
+class DoesNotChain(Exception):
     """Two neighbours in a chain do not fit; the message names both and shows both sizes."""
 
 

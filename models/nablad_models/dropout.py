@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import equinox as eqx
 from jax import Array
-from nablad.problems import Refusal
 
+from nablad.problems import Refusal
 from nablad_models.layer import Call, Layer
 from nablad_models.leaves import Leaves
 

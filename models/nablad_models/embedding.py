@@ -5,8 +5,8 @@ from __future__ import annotations
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
-from nablad.problems import Refusal
 
+from nablad.problems import Refusal
 from nablad_models.initialisers import normal
 from nablad_models.layer import Layer, per_example
 from nablad_models.leaves import Leaf, Leaves

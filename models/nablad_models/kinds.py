@@ -22,6 +22,7 @@ from nablad_models.reading import (
     Option,
     Reader,
     axes,
+    axis,
     below_one,
     choice,
     each_size,
@@ -33,7 +34,6 @@ from nablad_models.reading import (
     present,
     size,
     sizes,
-    whole,
 )
 from nablad_models.reshaping import flatten, reshape, transpose
 from nablad_models.windows import read_counts, read_dims, read_padding, read_pads
@@ -78,7 +78,7 @@ KINDS: dict[str, Kind] = {
     "maxpool": Kind(read_counts, maxpool, POOL),
     "avgpool": Kind(read_counts, avgpool, POOL),
     "adaptive_avgpool": Kind(read_counts, adaptive_avgpool, {"dims": DIMS}),
-    "mean": Kind(whole, mean),
+    "mean": Kind(axis, mean),
     "batchnorm": Kind(size, batchnorm, {"eps": EPS, "momentum": Option(0.1, fraction), "affine": AFFINE}),
     "layernorm": Kind(one_or_more, layernorm, {"eps": EPS, "affine": AFFINE}),
     "rmsnorm": Kind(one_or_more, rmsnorm, {"eps": EPS, "affine": AFFINE}),
@@ -97,6 +97,6 @@ KINDS: dict[str, Kind] = {
     "parallel": Kind(
         Nested(branches=True),
         parallel,
-        {"join": Option("concat", choice("join", list(JOINS))), "axis": Option(0, whole)},
+        {"join": Option("concat", choice("join", list(JOINS))), "axis": Option(0, axis)},
     ),
 }

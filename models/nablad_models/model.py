@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 from jax import Array
-from nablad.problems import Refusal
 from numpy.typing import NDArray
 
+from nablad.problems import Refusal
 from nablad_models.architecture import read_layers
 from nablad_models.chain import DoesNotChain
 from nablad_models.layer import Call, Layer
 from nablad_models.leaves import Leaf, draw
 from nablad_models.presets import expand
-from nablad_models.reading import LARGEST, Unreadable, check_extent, shown, size, unknown
+from nablad_models.reading import LARGEST, MOST_AXES, Unreadable, check_extent, shown, size, unknown
 from nablad_models.shapes import Shape, all_fit, show
 
 KEYS = ("layers", "input")
@@ -110,9 +110,8 @@ def build(architecture: Mapping[str, Any]) -> Model:
     """The model that an architecture in JSON describes.
 
     `{"layers": [{"dense": [2, 4], "activation": "tanh"}, {"batchnorm": 4}]}` names its leaves
-    `layer_1.weight` and so on.
-    `"input"` may give the shape of one example, `null` for sizes that the data decide; without it the first
-    layers do.
+    `layer_1.weight` and so on; `README.md` beside this file lists the layers. `"input"` may give the shape of
+    one example, `null` for sizes that the data decide; without it the first layers do.
 
     Raises `Refusal("invalid_architecture")` with the layer, what is wrong with it, and the nearest known name
     or both sizes.
@@ -157,7 +156,7 @@ def _example_shape(declared: Any, layer: Layer) -> Shape:
                 'as in "input": [1, 28, 28] (null for a size that the data decide)'
             )
         return layer.takes
-    if not isinstance(declared, list | tuple):
+    if not isinstance(declared, list | tuple) or len(declared) > MOST_AXES:
         raise Unreadable(
             f'"input" is the shape of one example, a list of sizes or null, got {shown(declared)}'
         )

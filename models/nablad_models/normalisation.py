@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import Array, lax
-from nablad.problems import Refusal
 
+from nablad.problems import Refusal
 from nablad_models.initialisers import ones, zeros
 from nablad_models.layer import Call, Layer, per_example
 from nablad_models.leaves import Leaf, Leaves

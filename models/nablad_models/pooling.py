@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from nablad_models.layer import Layer, per_example
 from nablad_models.reading import Unreadable
@@ -61,9 +60,10 @@ def adaptive_avgpool(target: int | list[int], *, dims: int) -> Layer:
     sizes = spread("size", target, dims)
 
     def apply(_: object, x: Array) -> Array:
-        for axis, size in enumerate(sizes, start=1):
-            means = jnp.asarray(_bins(x.shape[axis], size), x.dtype)
-            x = jnp.moveaxis(jnp.tensordot(means, x, axes=(1, axis)), 0, axis)
+        for axis, m in enumerate(sizes, start=1):
+            n = x.shape[axis]
+            bins = [lax.slice_in_dim(x, i * n // m, -(-(i + 1) * n // m), axis=axis) for i in range(m)]
+            x = jnp.stack([jnp.mean(values, axis) for values in bins], axis)
         return x
 
     return Layer(
@@ -71,15 +71,6 @@ def adaptive_avgpool(target: int | list[int], *, dims: int) -> Layer:
         forward=per_example(apply, rank=dims + 1),
         takes=None,
     )
-
-
-def _bins(n: int, m: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """The (m, n) matrix that takes the means."""
-    means = np.zeros((m, n))
-    for i in range(m):
-        start, stop = i * n // m, -(-(i + 1) * n // m)
-        means[i, start:stop] = 1 / (stop - start)
-    return means
 
 
 def mean(axis: int) -> Layer:

@@ -17,6 +17,9 @@ MOST_VALUES = 20_000
 LARGEST_COUNT = 4096
 """No window, stride, depth or the like is larger than this."""
 
+MOST_AXES = 32
+"""No array has more axes: NumPy's limit was this for long."""
+
 DEEPEST = 64
 """No architecture is nested deeper."""
 
@@ -45,7 +48,7 @@ class Required:
 REQUIRED = Required()
 
 
-class Unreadable(ValueError):  # noqa: N818 - an answer on the way to a refusal, never seen by a caller
+class Unreadable(ValueError):
     """A value is not what was expected; the message is a clause that can follow the name of a layer."""
 
 
@@ -95,6 +98,7 @@ def read_option(key: str, option: Option, value: Any) -> Any:
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
     """The sentence for a name that is not known, with the nearest that is."""
+    name = name if len(name) <= 60 else f"{name[:57]}..."
     near = difflib.get_close_matches(name, known, 1, 0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
     return f"unknown {what} {name!r}; {hint}"
@@ -155,6 +159,13 @@ def whole(value: Any) -> int:
     """A whole number from 0."""
     if not _is_whole(value) or not 0 <= value <= LARGEST:
         raise Unreadable(f"expected a whole number from 0, got {shown(value)}")
+    return int(value)
+
+
+def axis(value: Any) -> int:
+    """The number of an axis, from 0."""
+    if not _is_whole(value) or not 0 <= value < MOST_AXES:
+        raise Unreadable(f"expected the number of an axis, from 0, got {shown(value)}")
     return int(value)
 
 

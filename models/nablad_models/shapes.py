@@ -8,7 +8,7 @@ Shape = tuple[int | None, ...]
 """The shape of one example; `None` is a size that only the data will tell."""
 
 
-class DoesNotFit(Exception):  # noqa: N818 - an answer on the way to a refusal, never seen by a caller
+class DoesNotFit(Exception):
     """A layer cannot take examples of the shape offered; the message says what it takes."""
 
 

@@ -57,11 +57,8 @@ def example(kind, dtype, batch):
     layers, shape = EXAMPLES[kind]
     model = build({"input": shape, "layers": layers})
     rng = np.random.default_rng(1)
-    params = {
-        name: jnp.asarray(rng.normal(size=size), dtype) for name, size in model.parameter_shapes.items()
-    }
-    state = {name: jnp.asarray(value) for name, value in model.initial_state().items()}
-    return model, params, state, jnp.asarray(rng.normal(size=(*batch, *shape)), dtype)
+    params = {name: rng.normal(size=size).astype(dtype) for name, size in model.parameter_shapes.items()}
+    return model, params, model.initial_state(), rng.normal(size=(*batch, *shape)).astype(dtype)
 
 
 def dtypes_inside(jaxpr):
@@ -101,25 +98,41 @@ def test_nothing_inside_leaves_the_float_type_of_the_arguments(kind, dtype, trai
     assert inside <= {jnp.dtype(dtype)} or (kind == "dropout" and train)
 
 
+@pytest.fixture(scope="module")
+def second_of_two():
+    """By kind, the answer to the second example in a batch, and on its own."""
+    cases = {kind: example(kind, "float64", (2,)) for kind in EXAMPLES}
+    models = {kind: case[0] for kind, case in cases.items()}
+    arrays = {kind: case[1:] for kind, case in cases.items()}
+
+    def both(model, params, state, x):
+        (in_batch, _), (alone, _) = (model.apply(params, state, each, train=False) for each in (x, x[1]))
+        return in_batch[1], alone
+
+    # One program for all: compiling is what takes time here.
+    return jax.jit(lambda arrays: {kind: both(models[kind], *arrays[kind]) for kind in models})(arrays)
+
+
 @pytest.mark.parametrize("kind", EXAMPLES)
-def test_a_batch_is_its_examples_and_second_derivatives_agree_in_every_nesting(kind):
+def test_a_batch_is_its_examples(kind, second_of_two):
+    in_batch, alone = second_of_two[kind]
+    np.testing.assert_allclose(in_batch, alone, atol=1e-12)
+
+
+# Those whose derivatives are rules of their own in JAX and not only products and sums of elementwise ones.
+@pytest.mark.parametrize("kind", ["conv_transpose", "maxpool", "attention"])
+def test_second_derivatives_agree_in_two_nestings(kind):
     model, params, state, x = example(kind, "float64", (2,))
-    v = jnp.cos(jnp.arange(x.size, dtype="float64")).reshape(x.shape)
+
+    def total(x):
+        return jnp.sum(jnp.sin(model.apply(params, state, x, train=False)[0]))
 
     @jax.jit
-    def compute(params, x):
-        def total(x):
-            return jnp.sum(jnp.sin(model.apply(params, state, x, train=False)[0]))
+    def both(x, v):
+        return jax.jvp(jax.grad(total), (x,), (v,))[1], jax.grad(lambda x: jax.jvp(total, (x,), (v,))[1])(x)
 
-        batched, _ = model.apply(params, state, x, train=False)
-        single, _ = model.apply(params, state, x[1], train=False)
-        forward_over_reverse = jax.jvp(jax.grad(total), (x,), (v,))[1]
-        reverse_over_forward = jax.grad(lambda x: jax.jvp(total, (x,), (v,))[1])(x)
-        return batched[1], single, forward_over_reverse, reverse_over_forward
-
-    in_batch, single, one, other = compute(params, x)
-    np.testing.assert_allclose(in_batch, single, atol=1e-12)
-    np.testing.assert_allclose(one, other, atol=1e-9 * max(1.0, float(jnp.abs(one).max())))
+    one, other = both(x, np.cos(x))
+    np.testing.assert_allclose(one, other, atol=1e-9)
     assert np.abs(one).max() > 0
 
 

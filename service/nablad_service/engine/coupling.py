@@ -67,14 +67,14 @@ def _aval(atom: Any) -> Any:
 
 
 def _elementwise(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
-    """Operands of one shape must agree; scalars that depend on the variable mix."""
+    """Operands that carry examples must carry them along one axis, in full: length 1 would be repeated."""
     shape = _aval(equation.outvars[0]).shape
     found = {axis for axis in inputs if axis != FIXED}
-    same_shape = all(
-        axis == FIXED or _aval(atom).shape == shape
+    in_full = all(
+        axis == FIXED or (len(_aval(atom).shape) == len(shape) and _aval(atom).shape[axis] == shape[axis])
         for atom, axis in zip(equation.invars, inputs, strict=True)
     )
-    return found.pop() if len(found) == 1 and same_shape else MIXED
+    return found.pop() if len(found) == 1 and in_full else MIXED
 
 
 def _broadcast(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
@@ -161,6 +161,20 @@ def _along_other_axis(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
     return MIXED if carried or axis in touched else axis
 
 
+def _stack(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
+    """A new axis: what lies behind it moves by one."""
+    new = equation.params["axis"]
+    carried = {axis for axis in inputs if axis != FIXED}
+    axis = carried.pop()
+    return MIXED if carried else axis + (axis >= new)
+
+
+def _unstack(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
+    """The inverse of stack."""
+    gone = equation.params["axis"]
+    return MIXED if inputs[0] == gone else inputs[0] - (inputs[0] > gone)
+
+
 def _convolution(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
     numbers = equation.params["dimension_numbers"]
     if inputs[1] != FIXED or inputs[0] != numbers.lhs_spec[0] or equation.params["batch_group_count"] != 1:
@@ -201,6 +215,8 @@ RULES: dict[str, Callable[[JaxprEqn, list[Axis]], Axis]] = {
     "cumprod": _along_other_axis,
     "sort": _along_other_axis,
     "split": _along_other_axis,
+    "stack": _stack,
+    "unstack": _unstack,
     "conv_general_dilated": _convolution,
     "reduce_window_sum": _select_and_window,
     "reduce_window_max": _select_and_window,
@@ -228,6 +244,7 @@ CALLS = {
     "closed_call": "call_jaxpr",
     "core_call": "call_jaxpr",
     "remat": "jaxpr",
+    "remat2": "jaxpr",
     "checkpoint": "jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",

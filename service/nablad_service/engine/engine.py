@@ -14,7 +14,7 @@ import numpy as np
 from nablad.problems import Refusal
 from nablad_service.engine import differences
 from nablad_service.engine.evaluation import Evaluation, Meaning
-from nablad_service.engine.objective import named_value, objective, result_of
+from nablad_service.engine.objective import loss_value, named_value, objective, result_of
 from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.plan import Plan, plan_of
 from nablad_service.language import Limits, Program, graph, parse
@@ -125,7 +125,9 @@ class Engine:
     def check(self, query: Query) -> dict[str, Any]:
         """The query's gradients against central differences in float64; see `differences`."""
         evaluation = self._evaluation(query)
-        return differences.check(objective(evaluation, query.signature), arguments(query), query.signature)
+        signature = query.signature
+        compute, value = objective(evaluation, signature), loss_value(evaluation, signature)
+        return differences.check(compute, value, arguments(query), signature)
 
     def _evaluation(self, query: Query) -> Evaluation:
         signature = query.signature

@@ -36,14 +36,9 @@ def variables_of(signature: Signature) -> tuple[VariableKey, ...]:
 
 def objective(evaluation: Evaluation, signature: Signature) -> Callable[[Any], Any]:
     """A function of `arguments(query)`, traceable once; it gives the answer's arrays by section."""
-    dtype = evaluation.meaning.dtype
-
-    def to_program_dtype(leaf: Any) -> Any:
-        array = jnp.asarray(leaf)
-        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
     def compute(arguments: Any) -> Any:
-        arguments = jax.tree.map(to_program_dtype, arguments)
+        arguments = _in_program_dtype(evaluation, arguments)
         if signature.kind == "evaluate":
             return {"outputs": _outputs(evaluation, signature, arguments)}
         variables = OrderedDict((_label(key), _read(arguments, key)) for key in variables_of(signature))
@@ -54,6 +49,26 @@ def objective(evaluation: Evaluation, signature: Signature) -> Callable[[Any], A
         return {"value": value, "gradients": collected, **answer}
 
     return compute
+
+
+def loss_value(evaluation: Evaluation, signature: Signature) -> Callable[[Any], Any]:
+    """The loss alone, as a function of `arguments(query)`."""
+
+    def compute(arguments: Any) -> Any:
+        value, _ = _loss(evaluation, signature, _in_program_dtype(evaluation, arguments))({})
+        return value
+
+    return compute
+
+
+def _in_program_dtype(evaluation: Evaluation, arguments: Any) -> Any:
+    dtype = evaluation.meaning.dtype
+
+    def convert(leaf: Any) -> Any:
+        array = jnp.asarray(leaf)
+        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    return jax.tree.map(convert, arguments)
 
 
 def _label(key: VariableKey) -> str:
@@ -71,6 +86,8 @@ def _write(arguments: Any, variables: Mapping[str, Any], signature: Signature) -
     params = {name: OrderedDict(tree) for name, tree in arguments["params"].items()}
     for key in variables_of(signature):
         name, leaf = key
+        if _label(key) not in variables:
+            continue
         if leaf is None:
             inputs[name] = variables[_label(key)]
         else:
