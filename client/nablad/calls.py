@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
@@ -155,7 +156,8 @@ class Calls:
             traced = trace(program, inputs=inputs, models=list(models))
             text, inputs = traced.text, {**inputs, **_like_inputs(traced.constants, inputs)}
         else:
-            text = program
+            # Programs in triple quotes are indented like the code around them; lines keep their numbers.
+            text = textwrap.dedent(program)
         return {
             member: text,
             "models": models,

@@ -124,7 +124,9 @@ def build(architecture: Mapping[str, Any]) -> Model:
 
 def _build(architecture: Mapping[str, Any]) -> Model:
     check_extent(architecture)
-    architecture = expand(architecture) if isinstance(architecture, Mapping) else architecture
+    if isinstance(architecture, Mapping) and "preset" in architecture:
+        architecture = expand(architecture)
+        check_extent(architecture)
     if not isinstance(architecture, Mapping) or "layers" not in architecture:
         raise Unreadable(
             f'an architecture looks like {{"layers": [{{"dense": [2, 4]}}]}}, got {shown(architecture)}'

@@ -192,12 +192,10 @@ PRESETS: dict[str, Preset] = {
 
 
 def expand(architecture: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An architecture with its preset, where it names one, written out as layers.
+    """An architecture that names a preset, written out as layers.
 
     Raises `Unreadable`.
     """
-    if "preset" not in architecture:
-        return architecture
     name = architecture["preset"]
     if not isinstance(name, str):
         raise Unreadable(f"a preset is named by a string, got {shown(name)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -14,6 +14,8 @@ from jax import Array
 M = TypeVar("M", bound=eqx.Module)
 
 
+# Layers of one architecture repeat each other, and tracing a constructor takes a millisecond.
+@lru_cache(maxsize=1024)
 def skeleton(kind: Callable[..., M], /, *arguments: Any, **options: Any) -> M:
     """The Equinox layer `kind(*arguments, **options, key=...)` with shapes for arrays; allocates nothing."""
     key = jax.eval_shape(lambda: jax.random.key(0))

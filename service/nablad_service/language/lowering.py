@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from nablad.problems import Refusal
-from nablad_service.language import dependence, graph, syntax
+from nablad_service.language import calls, graph, syntax
 from nablad_service.language.limits import Limits
 from nablad_service.language.places import Span, nearest, refusal
-from nablad_service.language.scopes import Callable, Function, Mapped, Model, Operator, Scope, Variable
+from nablad_service.language.scopes import Callable, Frame, Function, Mapped, Model, Operator, Scope, Variable
 from nablad_service.language.signatures import OperatorSignature
 
 NodeT = TypeVar("NodeT", bound=graph.Node)
@@ -59,25 +58,15 @@ def parse(
     """
     limits = limits or Limits()
     module = syntax.read(text, limits)
-    lowering = _Lowering(text, operators, limits)
+    lowering = Lowering(text, operators, limits)
     try:
         return lowering.program(module, inputs, models)
     except RecursionError:
         raise refusal("limit", "the program is nested too deeply; name parts of it", text) from None
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    """The `def` calls and maps around a node."""
-
-    leaves: frozenset[int] = frozenset()
-    """Arguments of the calls: variables of their own to derivatives inside."""
-    active: tuple[ast.FunctionDef, ...] = ()
-    mapped: bool = False
-
-
-class _Lowering:
-    """Lives for one `parse`."""
+class Lowering:
+    """The graph under construction: statements and expressions become nodes. Lives for one `parse`."""
 
     def __init__(self, text: str, operators: Mapping[str, OperatorSignature], limits: Limits) -> None:
         self.text = text
@@ -90,13 +79,14 @@ class _Lowering:
         self.bindings: dict[str, int] = {}
         self.parameters: dict[str, int] = {}
         self.leaves: dict[tuple[str, str], int] = {}
-        self.frame = _Frame()
+        self.frame = Frame()
 
     # -- nodes
 
     def add(
         self, kind: type[NodeT], span: Span | None, *, order: int = 0, cost: int = 1, **fields: Any
     ) -> int:
+        """Append a node; gives its index. `cost` is how many evaluations tracing it takes."""
         index = len(self.nodes)
         if index >= self.limits.nodes:
             self.refuse("limit", f"the program has more than {self.limits.nodes} operations", span)
@@ -109,11 +99,13 @@ class _Lowering:
         return index
 
     def refuse(self, code: str, detail: str, span: Span | None, **extra: Any) -> NoReturn:
+        """Refuse the program, pointing at `span`."""
         raise refusal(code, detail, self.text, span, **extra)
 
     # -- the program
 
     def program(self, module: ast.Module, inputs: Collection[str], models: Collection[str]) -> graph.Program:
+        """Lower a whole program."""
         for name in inputs:
             if name in models:
                 raise Refusal("invalid_request", f"'{name}' names both an input and a model")
@@ -174,6 +166,7 @@ class _Lowering:
         reserved: Collection[str],
         span: Span,
     ) -> None:
+        """Give `name` its one meaning in `scope`."""
         if name in reserved:
             self.refuse("redefined_name", f"'{name}' is an input or a model; assign to another name", span)
         if name in scope.names:
@@ -181,12 +174,13 @@ class _Lowering:
         scope.names[name] = meaning
 
     def assign(self, statement: ast.Assign, scope: Scope, reserved: Collection[str]) -> None:
+        """`name = value`, `a, b = value`, `f = vmap(g)`."""
         if len(statement.targets) != 1:
             self.refuse("syntax", "assign to one name, or to names separated by commas", Span.of(statement))
         target = statement.targets[0]
         match target:
             case ast.Name(id=name):
-                function = self.callable_or_none(statement.value, scope)
+                function = calls.callable_or_none(self, statement.value, scope)
                 if function is not None:
                     self.define(name, function, scope, reserved, Span.of(target))
                     return
@@ -209,6 +203,7 @@ class _Lowering:
     # -- expressions
 
     def expression(self, node: ast.expr, scope: Scope) -> int:
+        """Lower an expression; gives its node."""
         span = Span.of(node)
         match node:
             case ast.Constant(value=value):
@@ -232,7 +227,7 @@ class _Lowering:
             case ast.Subscript(value=value, slice=index):
                 return self.subscript(value, index, scope, span)
             case ast.Call():
-                return self.call(node, scope)
+                return calls.call(self, node, scope)
         self.refuse("syntax", "this is not part of the loss language here", span)
 
     def chain(self, node: ast.BinOp, scope: Scope) -> int:
@@ -247,11 +242,13 @@ class _Lowering:
         return value
 
     def apply(self, operator: str, arguments: list[int], span: Span, **keywords: int) -> int:
+        """An operator's node."""
         return self.add(
             graph.Apply, span, operator=operator, arguments=tuple(arguments), keywords=tuple(keywords.items())
         )
 
     def name(self, name: str, scope: Scope, span: Span) -> int:
+        """The node that a name stands for."""
         meaning = scope.find(name)
         match meaning:
             case Variable(index):
@@ -269,6 +266,7 @@ class _Lowering:
         self.unknown(name, scope, span)
 
     def unknown(self, name: str, scope: Scope, span: Span) -> NoReturn:
+        """Refuse a name that is not defined, with the nearest that is."""
         known = scope.known() | set(self.operators) | set(CONSTANTS)
         detail = f"'{name}' is not defined{nearest(name, sorted(known))}"
         if not nearest(name, sorted(known)):
@@ -277,6 +275,7 @@ class _Lowering:
         self.refuse("unknown_name", detail, span, name=name)
 
     def attribute(self, value: ast.expr, attr: str, scope: Scope, span: Span) -> int:
+        """`.T`, `.shape`, and `.params` of a model."""
         if attr == "params":
             match value:
                 case ast.Name(id=name) if isinstance(scope.find(name), Model):
@@ -288,6 +287,7 @@ class _Lowering:
         return self.apply(operator, [self.expression(value, scope)], span)
 
     def subscript(self, value: ast.expr, index: ast.expr, scope: Scope, span: Span) -> int:
+        """`value[...]`."""
         is_tuple = isinstance(index, ast.Tuple)
         parts = index.elts if isinstance(index, ast.Tuple) else [index]
         base = self.expression(value, scope)
@@ -295,6 +295,7 @@ class _Lowering:
         return self.add(graph.Index, span, value=base, entries=entries, is_tuple=is_tuple)
 
     def index_entry(self, part: ast.expr, scope: Scope) -> Any:
+        """One entry of an index: a node, a slice, None or Ellipsis."""
         match part:
             case ast.Constant(value=None):
                 return None
@@ -316,311 +317,3 @@ class _Lowering:
             ) if isinstance(scope.find(name), Model):
                 return self.leaves[name, leaf]
         return None
-
-    # -- calls
-
-    def callable_or_none(self, node: ast.expr, scope: Scope) -> Callable | None:
-        """What can be called: a `def`, a model, an operator, or `vmap` of one of these."""
-        match node:
-            case ast.Name(id=name):
-                meaning = scope.find(name)
-                if meaning is None and name in self.operators:
-                    return Operator(self.operators[name].name)
-                return None if isinstance(meaning, Variable) else meaning
-            case ast.Call(func=ast.Name(id="vmap")) if scope.find("vmap") is None:
-                return self.vmap(node, scope)
-        return None
-
-    def vmap(self, node: ast.Call, scope: Scope) -> Mapped:
-        span = Span.of(node)
-        given = list(node.args)
-        in_axes: ast.expr | None = None
-        for keyword in node.keywords:
-            if keyword.arg != "in_axes":
-                self.refuse("arity", f"vmap takes in_axes, not '{keyword.arg}'", Span.of(keyword.value))
-            in_axes = keyword.value
-        if len(given) == 2 and in_axes is None:
-            in_axes = given.pop()
-        if len(given) != 1:
-            self.refuse(
-                "arity", "vmap takes one function: vmap(f)(x) or vmap(f, in_axes=(0, None))(x, y)", span
-            )
-        function = self.callable_or_none(given[0], scope)
-        if function is None:
-            if isinstance(given[0], ast.Name) and scope.find(given[0].id) is None:
-                self.unknown(given[0].id, scope, Span.of(given[0]))
-            detail = "vmap maps a def, a model or an operator; the call comes after: vmap(f)(x)"
-            self.refuse("wrong_kind", detail, Span.of(given[0]))
-        return Mapped(function, self.axes(in_axes) if in_axes is not None else None)
-
-    def axes(self, node: ast.expr) -> tuple[int | None, ...]:
-        try:
-            axes = ast.literal_eval(node)
-        except (ValueError, TypeError):
-            axes = "no literal"
-        axes = axes if isinstance(axes, tuple | list) else (axes,)
-        if not all(axis is None or (isinstance(axis, int) and not isinstance(axis, bool)) for axis in axes):
-            detail = "in_axes is a whole number or None for each argument, e.g. in_axes=(0, None)"
-            self.refuse("wrong_kind", detail, Span.of(node))
-        return tuple(axes)
-
-    def call(self, node: ast.Call, scope: Scope) -> int:
-        span = Span.of(node)
-        function = self.callable_or_none(node.func, scope)
-        if function is None:
-            self.not_callable(node.func, scope)
-        if isinstance(function, Operator):
-            signature = self.operators[function.name]
-            if signature.family == "derivative" and signature.order:
-                return self.derivative(node, signature, scope)
-        if isinstance(node.func, ast.Name) and node.func.id == "vmap":
-            self.refuse("wrong_kind", "vmap(f) is a function: call it, vmap(f)(x), or name it", span)
-        arguments: list[int | Callable] = []
-        for argument in node.args:
-            passed = self.callable_or_none(argument, scope) if isinstance(function, Function) else None
-            arguments.append(passed if passed is not None else self.expression(argument, scope))
-        keywords = {str(item.arg): self.expression(item.value, scope) for item in node.keywords}
-        return self.invoke(function, arguments, keywords, span)
-
-    def not_callable(self, node: ast.expr, scope: Scope) -> NoReturn:
-        span = Span.of(node)
-        match node:
-            case ast.Name(id=name) if isinstance(scope.find(name), Variable):
-                if name in self.operators:
-                    detail = f"'{name}' is a value here and hides the operator '{name}'; rename the value"
-                    self.refuse("hidden_operator", detail, span)
-                self.refuse("wrong_kind", f"'{name}' is a value, it cannot be called", span)
-            case ast.Name(id=name):
-                self.unknown(name, scope, span)
-        detail = "only operators, models, defs and vmap(f) can be called"
-        self.refuse("syntax", detail, span)
-
-    def invoke(
-        self, function: Callable, arguments: list[int | Callable], keywords: dict[str, int], span: Span
-    ) -> int:
-        match function:
-            case Operator(name):
-                signature = self.operators[name]
-                self.check_arity(signature, len(arguments), keywords, span)
-                return self.apply(name, self.values(arguments, span), span, **keywords)
-            case Model(name):
-                return self.model_call(name, self.values(arguments, span), keywords, span)
-            case Mapped():
-                if keywords:
-                    self.refuse("arity", "a mapped function takes its arguments by position", span)
-                return self.map(function, self.values(arguments, span), span)
-            case Function(statement, scope):
-                return self.inline(statement, scope, arguments, keywords, span)
-
-    def values(self, arguments: list[int | Callable], span: Span) -> list[int]:
-        for argument in arguments:
-            if not isinstance(argument, int):
-                self.refuse("wrong_kind", "a function cannot be an argument here", span)
-        return [argument for argument in arguments if isinstance(argument, int)]
-
-    def check_arity(
-        self, signature: OperatorSignature, given: int, keywords: Collection[str], span: Span
-    ) -> None:
-        parameters = signature.parameters
-        variadic = any(parameter.variadic for parameter in parameters)
-        by_position = {parameter.name for parameter in parameters[:given]}
-        if given > len(parameters) and not variadic:
-            detail = f"{signature.text} takes {signature.counts} arguments, {given} are given"
-            self.refuse("arity", detail, span)
-        names = [parameter.name for parameter in parameters]
-        for keyword in keywords:
-            if keyword not in names:
-                hint = nearest(keyword, names)
-                self.refuse("arity", f"{signature.text} has no argument '{keyword}'{hint}", span)
-            if keyword in by_position and not variadic:
-                self.refuse("arity", f"{signature.text}: '{keyword}' is given twice", span)
-        for parameter in parameters:
-            if parameter.required and parameter.name not in by_position and parameter.name not in keywords:
-                detail = f"{signature.text} lacks its argument '{parameter.name}'"
-                self.refuse("arity", detail, span)
-
-    def model_call(self, model: str, arguments: list[int], keywords: dict[str, int], span: Span) -> int:
-        unknown = set(keywords) - {"params", "mode"}
-        if unknown:
-            name = min(unknown)
-            self.refuse("arity", f"a model takes params= and mode=, not '{name}'", span)
-        if not arguments:
-            self.refuse("arity", f"{model}(x) takes an input; its parameters come from the binding", span)
-        mode = None
-        if "mode" in keywords:
-            given = self.nodes[keywords["mode"]]
-            if not isinstance(given, graph.Constant) or given.value not in ("eval", "train"):
-                self.refuse("wrong_kind", 'mode is "eval" or "train"', span)
-            mode = str(given.value)
-        return self.add(
-            graph.ModelCall,
-            span,
-            model=model,
-            arguments=tuple(arguments),
-            params=keywords.get("params", self.parameters[model]),
-            mode=mode,
-            mapped=self.frame.mapped,
-        )
-
-    def inline(
-        self,
-        statement: ast.FunctionDef,
-        scope: Scope,
-        arguments: list[int | Callable],
-        keywords: dict[str, int],
-        span: Span,
-    ) -> int:
-        """Write a `def` out where it is called; its arguments become variables of their own."""
-        name = statement.name
-        names = [argument.arg for argument in statement.args.args]
-        bound: dict[str, int | Callable] = dict(zip(names, arguments, strict=False))
-        for keyword, value in keywords.items():
-            if keyword not in names or keyword in bound:
-                self.refuse("arity", f"{name}({', '.join(names)}) cannot take '{keyword}' here", span)
-            bound[keyword] = value
-        if len(arguments) > len(names) or len(bound) < len(names):
-            given = len(arguments) + len(keywords)
-            detail = f"{name}({', '.join(names)}) takes {len(names)} arguments, {given} are given"
-            self.refuse("arity", detail, span)
-        outer = self.frame
-        if statement in outer.active:
-            self.refuse("limit", f"'{name}' calls itself; a program has no recursion", span)
-        if len(outer.active) >= self.limits.call_depth:
-            self.refuse("limit", f"defs call one another more than {self.limits.call_depth} deep", span)
-        inner = Scope(scope)
-        leaves = set()
-        for argument, passed in bound.items():
-            if isinstance(passed, int):
-                index = self.add(graph.Identity, span, value=passed)
-                leaves.add(index)
-                inner.names[argument] = Variable(index)
-            else:
-                inner.names[argument] = passed
-        self.frame = _Frame(outer.leaves | leaves, (*outer.active, statement), outer.mapped)
-        result = self.body(statement.body, inner)
-        self.frame = outer
-        assert result is not None, "syntax.read checks that a def ends with return"
-        return result
-
-    def map(self, function: Mapped, arguments: list[int], span: Span) -> int:
-        if not arguments:
-            self.refuse("arity", "a mapped function needs at least one argument", span)
-        if function.in_axes is not None and len(function.in_axes) not in (1, len(arguments)):
-            detail = f"in_axes names {len(function.in_axes)} arguments, {len(arguments)} are given"
-            self.refuse("arity", detail, span)
-        outer = self.frame
-        start = len(self.nodes)
-        parameters = [self.add(graph.Argument, span, name=f"argument {i + 1}") for i in range(len(arguments))]
-        self.frame = _Frame(outer.leaves, outer.active, mapped=True)
-        result = self.invoke(function.function, list(parameters), {}, span)
-        self.frame = outer
-        inside = [index for index in graph.needed(self.nodes, [result]) if index >= start]
-        body = tuple(index for index in inside if not isinstance(self.nodes[index], graph.Argument))
-        reads = {read for index in body for read in self.nodes[index].reads}
-        if result < start:
-            reads.add(result)
-        return self.add(
-            graph.Map,
-            span,
-            order=max((self.orders[index] for index in body), default=0),
-            start=start,
-            arguments=tuple(arguments),
-            parameters=tuple(parameters),
-            in_axes=function.in_axes,
-            result=result,
-            body=body,
-            free=tuple(sorted(read for read in reads if read < start)),
-        )
-
-    # -- derivatives
-
-    def derivative(self, node: ast.Call, signature: OperatorSignature, scope: Scope) -> int:
-        """`grad(y, x)` and its kin: the second argument is a name, `d` takes several."""
-        span = Span.of(node)
-        keywords = {str(keyword.arg): keyword.value for keyword in node.keywords}
-        self.check_arity(signature, len(node.args), keywords, span)
-        given = list(node.args)
-        rest = signature.parameters[len(given) :]
-        given += [keywords[parameter.name] for parameter in rest if parameter.name in keywords]
-        value = self.expression(given[0], scope)
-        variadic = signature.parameters[1].variadic
-        variables = given[1:] if variadic else given[1:2]
-        vectors = () if variadic else tuple(self.expression(vector, scope) for vector in given[2:])
-        for variable in variables:
-            value = self.add_derivative(signature, value, variable, vectors, scope, span)
-        return value
-
-    def add_derivative(
-        self,
-        signature: OperatorSignature,
-        value: int,
-        variable: ast.expr,
-        vectors: tuple[int, ...],
-        scope: Scope,
-        span: Span,
-    ) -> int:
-        wrt, name = self.variable(variable, scope, signature)
-        found = dependence.path(self.nodes, value, wrt, self.frame.leaves - {wrt})
-        if found is None:
-            self.independent(value, wrt, name, span)
-        inside = (*found.nodes, value)
-        order = signature.order + max(self.orders[index] for index in inside)
-        if order > self.limits.derivative_order:
-            detail = f"derivatives are nested {order} deep, more than {self.limits.derivative_order}"
-            self.refuse("limit", detail, span)
-        return self.add(
-            graph.Derivative,
-            span,
-            order=order,
-            # forward and backward pass each evaluate the path again, at every level
-            cost=3**signature.order * (1 + sum(self.costs[index] for index in found.nodes)),
-            operator=signature.name,
-            value=value,
-            wrt=wrt,
-            wrt_name=name,
-            vectors=vectors,
-            path=found.nodes,
-            captured=found.captured,
-        )
-
-    def variable(self, node: ast.expr, scope: Scope, signature: OperatorSignature) -> tuple[int, str]:
-        span = Span.of(node)
-        leaf = self.named_leaf(node, scope)
-        if leaf is not None:
-            return leaf, ast.unparse(node)
-        match node:
-            case ast.Attribute(attr="params"):
-                return self.expression(node, scope), ast.unparse(node)
-            case ast.Name(id=name):
-                if isinstance(scope.find(name), Model):
-                    detail = f"'{name}' is a model; differentiate with respect to {name}.params"
-                    self.refuse("not_a_name", detail, span)
-                return self.name(name, scope, span), name
-        detail = (
-            f"{signature.name} differentiates with respect to a name, not an expression; name it first "
-            f"(t = {ast.unparse(node)[:40]}) and compute the value from that name"
-        )
-        self.refuse("not_a_name", detail, span)
-
-    def independent(self, value: int, wrt: int, name: str, span: Span) -> NoReturn:
-        detail = f"the value does not depend on '{name}'"
-        parent = dependence.parent_that_flows(self.nodes, value, wrt, self.frame.leaves)
-        held = [
-            leaf
-            for leaf in self.frame.leaves
-            if dependence.path(self.nodes, leaf, wrt, self.frame.leaves - {leaf}) is not None
-            and dependence.path(self.nodes, value, leaf, self.frame.leaves - {leaf}) is not None
-        ]
-        if parent is not None:
-            detail += (
-                f": it was computed from the array that '{name}' was taken out of; compute it from '{name}' "
-                f"itself, for example model(stack([{name}, ...]))"
-            )
-        elif held:
-            detail += (
-                "; inside a def the arguments are variables of their own: differentiate with respect to "
-                f"the argument, or use '{name}' in the def directly"
-            )
-        else:
-            detail += "; 0*x or stop_gradient(x) give zeros where zeros are meant"
-        self.refuse("independent", detail, span, name=name)

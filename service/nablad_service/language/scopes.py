@@ -67,3 +67,13 @@ class Scope:
     def known(self) -> set[str]:
         """Every name that is visible here."""
         return set(self.names) | (self.parent.known() if self.parent else set())
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The `def` calls and maps around a node."""
+
+    leaves: frozenset[int] = frozenset()
+    """Arguments of the calls: variables of their own to derivatives inside."""
+    active: tuple[ast.FunctionDef, ...] = ()
+    mapped: bool = False

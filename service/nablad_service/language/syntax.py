@@ -66,6 +66,8 @@ def read(text: str, limits: Limits) -> ast.Module:
 
 def _syntax_error(text: str, error: SyntaxError) -> tuple[str, str, Span | None]:
     message = (error.msg or "invalid syntax").split(" (")[0]
+    if "Exceeds the limit" in message:
+        message = "a number has too many digits; write 1e20 for a float"
     lines = text.splitlines()
     if not error.lineno or not 0 < error.lineno <= len(lines):
         return f"the program ends too early: {message}", text, None

@@ -1,0 +1,223 @@
+"""Calls: of operators, models and `def`s (written out where they are called), and of `vmap` of these."""
+
+from __future__ import annotations
+
+import ast
+from typing import TYPE_CHECKING, NoReturn
+
+from nablad_service.language import differentiation, graph
+from nablad_service.language.arity import check_arity
+from nablad_service.language.places import Span
+from nablad_service.language.scopes import Callable, Frame, Function, Mapped, Model, Operator, Scope, Variable
+
+if TYPE_CHECKING:
+    from nablad_service.language.lowering import Lowering
+
+
+def callable_or_none(lowering: Lowering, node: ast.expr, scope: Scope) -> Callable | None:
+    """What can be called: a `def`, a model, an operator, or `vmap` of one of these."""
+    match node:
+        case ast.Name(id=name):
+            meaning = scope.find(name)
+            if meaning is None and name in lowering.operators:
+                return Operator(lowering.operators[name].name)
+            return None if isinstance(meaning, Variable) else meaning
+        case ast.Call(func=ast.Name(id="vmap")) if scope.find("vmap") is None:
+            return _vmap(lowering, node, scope)
+    return None
+
+
+def _vmap(lowering: Lowering, node: ast.Call, scope: Scope) -> Mapped:
+    span = Span.of(node)
+    given = list(node.args)
+    in_axes: ast.expr | None = None
+    for keyword in node.keywords:
+        if keyword.arg != "in_axes":
+            lowering.refuse("arity", f"vmap takes in_axes, not '{keyword.arg}'", Span.of(keyword.value))
+        in_axes = keyword.value
+    if len(given) == 2 and in_axes is None:
+        in_axes = given.pop()
+    if len(given) != 1:
+        lowering.refuse(
+            "arity", "vmap takes one function: vmap(f)(x) or vmap(f, in_axes=(0, None))(x, y)", span
+        )
+    function = callable_or_none(lowering, given[0], scope)
+    if function is None:
+        if isinstance(given[0], ast.Name) and scope.find(given[0].id) is None:
+            lowering.unknown(given[0].id, scope, Span.of(given[0]))
+        detail = "vmap maps a def, a model or an operator; the call comes after: vmap(f)(x)"
+        lowering.refuse("wrong_kind", detail, Span.of(given[0]))
+    return Mapped(function, _axes(lowering, in_axes) if in_axes is not None else None)
+
+
+def _axes(lowering: Lowering, node: ast.expr) -> tuple[int | None, ...]:
+    try:
+        axes = ast.literal_eval(node)
+    except (ValueError, TypeError):
+        axes = "no literal"
+    axes = axes if isinstance(axes, tuple | list) else (axes,)
+    if not all(axis is None or (isinstance(axis, int) and not isinstance(axis, bool)) for axis in axes):
+        detail = "in_axes is a whole number or None for each argument, e.g. in_axes=(0, None)"
+        lowering.refuse("wrong_kind", detail, Span.of(node))
+    return tuple(axes)
+
+
+def call(lowering: Lowering, node: ast.Call, scope: Scope) -> int:
+    """Lower a call, of whatever can be called."""
+    span = Span.of(node)
+    function = callable_or_none(lowering, node.func, scope)
+    if function is None:
+        _not_callable(lowering, node.func, scope)
+    if isinstance(function, Operator):
+        signature = lowering.operators[function.name]
+        if signature.family == "derivative" and signature.order:
+            return differentiation.derivative(lowering, node, signature, scope)
+    if isinstance(node.func, ast.Name) and node.func.id == "vmap":
+        lowering.refuse("wrong_kind", "vmap(f) is a function: call it, vmap(f)(x), or name it", span)
+    arguments: list[int | Callable] = []
+    for argument in node.args:
+        passed = callable_or_none(lowering, argument, scope) if isinstance(function, Function) else None
+        arguments.append(passed if passed is not None else lowering.expression(argument, scope))
+    keywords = {str(item.arg): lowering.expression(item.value, scope) for item in node.keywords}
+    return _invoke(lowering, function, arguments, keywords, span)
+
+
+def _not_callable(lowering: Lowering, node: ast.expr, scope: Scope) -> NoReturn:
+    span = Span.of(node)
+    match node:
+        case ast.Name(id=name) if isinstance(scope.find(name), Variable):
+            if name in lowering.operators:
+                detail = f"'{name}' is a value here and hides the operator '{name}'; rename the value"
+                lowering.refuse("hidden_operator", detail, span)
+            lowering.refuse("wrong_kind", f"'{name}' is a value, it cannot be called", span)
+        case ast.Name(id=name):
+            lowering.unknown(name, scope, span)
+    detail = "only operators, models, defs and vmap(f) can be called"
+    lowering.refuse("syntax", detail, span)
+
+
+def _invoke(
+    lowering: Lowering,
+    function: Callable,
+    arguments: list[int | Callable],
+    keywords: dict[str, int],
+    span: Span,
+) -> int:
+    match function:
+        case Operator(name):
+            signature = lowering.operators[name]
+            check_arity(lowering, signature, len(arguments), keywords, span)
+            return lowering.apply(name, _values(lowering, arguments, span), span, **keywords)
+        case Model(name):
+            return _model_call(lowering, name, _values(lowering, arguments, span), keywords, span)
+        case Mapped():
+            if keywords:
+                lowering.refuse("arity", "a mapped function takes its arguments by position", span)
+            return _map(lowering, function, _values(lowering, arguments, span), span)
+        case Function(statement, scope):
+            return _inline(lowering, statement, scope, arguments, keywords, span)
+
+
+def _values(lowering: Lowering, arguments: list[int | Callable], span: Span) -> list[int]:
+    for argument in arguments:
+        if not isinstance(argument, int):
+            lowering.refuse("wrong_kind", "a function cannot be an argument here", span)
+    return [argument for argument in arguments if isinstance(argument, int)]
+
+
+def _model_call(
+    lowering: Lowering, model: str, arguments: list[int], keywords: dict[str, int], span: Span
+) -> int:
+    unknown = set(keywords) - {"params", "mode"}
+    if unknown:
+        name = min(unknown)
+        lowering.refuse("arity", f"a model takes params= and mode=, not '{name}'", span)
+    if not arguments:
+        lowering.refuse("arity", f"{model}(x) takes an input; its parameters come from the binding", span)
+    mode = None
+    if "mode" in keywords:
+        given = lowering.nodes[keywords["mode"]]
+        if not isinstance(given, graph.Constant) or given.value not in ("eval", "train"):
+            lowering.refuse("wrong_kind", 'mode is "eval" or "train"', span)
+        mode = str(given.value)
+    return lowering.add(
+        graph.ModelCall,
+        span,
+        model=model,
+        arguments=tuple(arguments),
+        params=keywords.get("params", lowering.parameters[model]),
+        mode=mode,
+        mapped=lowering.frame.mapped,
+    )
+
+
+def _inline(
+    lowering: Lowering,
+    statement: ast.FunctionDef,
+    scope: Scope,
+    arguments: list[int | Callable],
+    keywords: dict[str, int],
+    span: Span,
+) -> int:
+    """Write a `def` out where it is called; its arguments become variables of their own."""
+    name = statement.name
+    names = [argument.arg for argument in statement.args.args]
+    bound: dict[str, int | Callable] = dict(zip(names, arguments, strict=False))
+    for keyword, value in keywords.items():
+        if keyword not in names or keyword in bound:
+            lowering.refuse("arity", f"{name}({', '.join(names)}) cannot take '{keyword}' here", span)
+        bound[keyword] = value
+    if len(arguments) > len(names) or len(bound) < len(names):
+        given = len(arguments) + len(keywords)
+        detail = f"{name}({', '.join(names)}) takes {len(names)} arguments, {given} are given"
+        lowering.refuse("arity", detail, span)
+    outer = lowering.frame
+    if statement in outer.active:
+        lowering.refuse("limit", f"'{name}' calls itself; a program has no recursion", span)
+    if len(outer.active) >= lowering.limits.call_depth:
+        lowering.refuse("limit", f"defs call one another more than {lowering.limits.call_depth} deep", span)
+    inner = Scope(scope)
+    leaves = set()
+    for argument, passed in bound.items():
+        if isinstance(passed, int):
+            index = lowering.add(graph.Identity, span, value=passed)
+            leaves.add(index)
+            inner.names[argument] = Variable(index)
+        else:
+            inner.names[argument] = passed
+    lowering.frame = Frame(outer.leaves | leaves, (*outer.active, statement), outer.mapped)
+    result = lowering.body(statement.body, inner)
+    lowering.frame = outer
+    assert result is not None, "syntax.read checks that a def ends with return"
+    return result
+
+
+def _map(lowering: Lowering, function: Mapped, arguments: list[int], span: Span) -> int:
+    if not arguments:
+        lowering.refuse("arity", "a mapped function needs at least one argument", span)
+    if function.in_axes is not None and len(function.in_axes) not in (1, len(arguments)):
+        detail = f"in_axes names {len(function.in_axes)} arguments, {len(arguments)} are given"
+        lowering.refuse("arity", detail, span)
+    outer = lowering.frame
+    start = len(lowering.nodes)
+    parameters = [lowering.add(graph.Argument, span, name=f"argument {i + 1}") for i in range(len(arguments))]
+    lowering.frame = Frame(outer.leaves, outer.active, mapped=True)
+    result = _invoke(lowering, function.function, list(parameters), {}, span)
+    lowering.frame = outer
+    inside = [index for index in graph.needed(lowering.nodes, [result]) if index >= start]
+    body = tuple(index for index in inside if not isinstance(lowering.nodes[index], graph.Argument))
+    reads = {read for index in body for read in lowering.nodes[index].reads}
+    if result < start:
+        reads.add(result)
+    return lowering.add(
+        graph.Map,
+        span,
+        order=max((lowering.orders[index] for index in body), default=0),
+        start=start,
+        arguments=tuple(arguments),
+        parameters=tuple(parameters),
+        in_axes=function.in_axes,
+        result=result,
+        body=body,
+        free=tuple(sorted(read for read in reads if read < start)),
+    )
