@@ -25,7 +25,7 @@ DATA = Path(__file__).parent / "lux_manual"
 
 @dataclass(frozen=True)
 class Example:
-    """One function of the manual as a program. `losses` are the named values that it is differentiated for."""
+    """One function of the manual as a program. `losses` are the values it is asked for."""
 
     program: str
     inputs: tuple[str, ...]

@@ -110,7 +110,9 @@ def test_check_shows_differences_far_below_the_manuals(client: nablad.Client, na
 # The older edition of the manual: no factor on J, everything else the same.
 OLDER = {
     "loss_function1": "yhat = model(x)\nJ = jacobian(yhat, x)\nsum((yhat - y)**2) + norm(J)**2\n",
-    "loss_function_batched": "yhat = model(x)\nJ = batched_jacobian(yhat, x)\nsum((yhat - y)**2) + norm(J)**2\n",
+    "loss_function_batched": (
+        "yhat = model(x)\nJ = batched_jacobian(yhat, x)\nsum((yhat - y)**2) + norm(J)**2\n"
+    ),
 }
 
 

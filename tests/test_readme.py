@@ -33,7 +33,7 @@ def test_the_example_runs_as_it_stands(
 def test_the_operator_table_is_the_servers() -> None:
     from operator_table import rewritten
 
-    assert README == rewritten(README), "run: python docs/operator_table.py"
+    assert rewritten(README) == README, "run: python docs/operator_table.py"
 
 
 def test_there_are_two_set_up_commands() -> None:

@@ -14,7 +14,7 @@ from nablad_models.layer import Layer, per_example
 from nablad_models.leaves import Leaf, Leaves
 from nablad_models.reading import REQUIRED, Option, Unreadable, flag, read_options, shown, size
 from nablad_models.shapes import DoesNotFit, Shape, axis_is, show
-from nablad_models.structure import filled, skeleton
+from nablad_models.structure import filled
 
 ATTENTION = {
     "heads": Option(REQUIRED, size),
@@ -44,7 +44,6 @@ def attention(options: dict[str, Any]) -> Layer:
     biases = dict.fromkeys(
         ("use_query_bias", "use_key_bias", "use_value_bias", "use_output_bias"), options["bias"]
     )
-    mechanism = skeleton(eqx.nn.MultiheadAttention, heads, width, **biases)
     parameters = {"in_proj_weight": Leaf((3 * width, width), uniform(math.sqrt(6 / (4 * width))))}
     if options["bias"]:
         parameters["in_proj_bias"] = Leaf((3 * width,), zeros)
@@ -61,7 +60,7 @@ def attention(options: dict[str, Any]) -> Layer:
             thirds = jnp.split(leaves[f"in_proj_{name}"], 3)
             parts |= {f"{place}.{name}": third for place, third in zip(PROJECTIONS, thirds, strict=True)}
         mask = jnp.tri(x.shape[0], dtype=bool) if causal else None
-        return filled(mechanism, parts)(x, x, x, mask)
+        return filled(eqx.nn.MultiheadAttention, parts, heads, width, **biases)(x, x, x, mask)
 
     def gives(shape: Shape) -> Shape:
         if len(shape) < 2:

@@ -13,7 +13,7 @@ from nablad_models import initialisers
 from nablad_models.layer import Layer, per_example
 from nablad_models.leaves import Leaf, Leaves
 from nablad_models.reading import Unreadable, shown, size
-from nablad_models.structure import filled, skeleton
+from nablad_models.structure import filled
 from nablad_models.windows import Padding, feature_maps, pads, read_counts, slide, spread
 
 
@@ -41,22 +41,18 @@ def conv(
     _check_groups(groups, size_in, size_out)
     kernel, strides = spread("kernel", sizes[2], dims), spread("stride", stride, dims)
     dilations = spread("dilation", dilation, dims)
-    convolution = skeleton(
-        eqx.nn.Conv,
-        dims,
-        size_in,
-        size_out,
-        kernel,
-        stride=strides,
-        padding=pads(padding, dims),
-        dilation=dilations,
-        groups=groups,
-        use_bias=bias,
-        padding_mode=padding_mode.upper(),
-    )
+    options = {
+        "stride": strides,
+        "padding": pads(padding, dims),
+        "dilation": dilations,
+        "groups": groups,
+        "use_bias": bias,
+        "padding_mode": padding_mode.upper(),
+    }
 
     def apply(leaves: Leaves, x: Array) -> Array:
-        return filled(convolution, _with_bias_along_channels(leaves, dims))(x)
+        arrays = _with_bias_along_channels(leaves, dims)
+        return filled(eqx.nn.Conv, arrays, dims, size_in, size_out, kernel, **options)(x)
 
     return Layer(
         gives=feature_maps(size_in, size_out, dims, slide(kernel, strides, padding, dilations)),
@@ -93,19 +89,14 @@ def conv_transpose(
     if padding == "same" and any(extra):
         raise Unreadable('output_padding has no meaning beside padding "same"')
     sides = pads(padding, dims)
-    convolution = skeleton(
-        eqx.nn.ConvTranspose,
-        dims,
-        size_in,
-        size_out,
-        kernel,
-        stride=strides,
-        padding=sides,
-        output_padding=extra,
-        dilation=dilations,
-        groups=groups,
-        use_bias=bias,
-    )
+    options = {
+        "stride": strides,
+        "padding": sides,
+        "output_padding": extra,
+        "dilation": dilations,
+        "groups": groups,
+        "use_bias": bias,
+    }
 
     def apply(leaves: Leaves, x: Array) -> Array:
         # Equinox keeps the weight of the convolution that it runs on the dilated input: out and in swapped
@@ -113,7 +104,8 @@ def conv_transpose(
         weight = leaves["weight"].reshape(groups, size_in // groups, size_out // groups, *kernel)
         weight = jnp.swapaxes(weight, 1, 2).reshape(size_out, size_in // groups, *kernel)
         weight = jnp.flip(weight, axis=tuple(range(2, dims + 2)))
-        return filled(convolution, _with_bias_along_channels({**leaves, "weight": weight}, dims))(x)
+        arrays = _with_bias_along_channels({**leaves, "weight": weight}, dims)
+        return filled(eqx.nn.ConvTranspose, arrays, dims, size_in, size_out, kernel, **options)(x)
 
     def resize(axis: int, size: int) -> int:
         if sides == "SAME":

@@ -13,7 +13,7 @@ from nablad_models.initialisers import uniform
 from nablad_models.layer import Layer, followed_by, per_example
 from nablad_models.leaves import Leaf, Leaves
 from nablad_models.shapes import axis_is
-from nablad_models.structure import filled, skeleton
+from nablad_models.structure import filled
 
 
 def dense(sizes: list[int], *, bias: bool, init: str) -> Layer:
@@ -42,10 +42,8 @@ def siren(sizes: list[int], *, omega: float, first: bool) -> Layer:
 
 
 def _affine(size_in: int, size_out: int, parameters: dict[str, Leaf]) -> Layer:
-    linear = skeleton(eqx.nn.Linear, size_in, size_out, use_bias="bias" in parameters)
-
     def apply(leaves: Leaves, x: Array) -> Array:
-        return filled(linear, leaves)(x)
+        return filled(eqx.nn.Linear, leaves, size_in, size_out, use_bias="bias" in parameters)(x)
 
     return Layer(
         gives=lambda shape: (*axis_is(shape, -1, size_in)[:-1], size_out),

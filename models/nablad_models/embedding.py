@@ -11,7 +11,7 @@ from nablad_models.initialisers import normal
 from nablad_models.layer import Layer, per_example
 from nablad_models.leaves import Leaf, Leaves
 from nablad_models.shapes import DoesNotFit, Shape, axis_is, show
-from nablad_models.structure import filled, skeleton
+from nablad_models.structure import filled
 
 
 def embedding(sizes: list[int]) -> Layer:
@@ -23,14 +23,14 @@ def embedding(sizes: list[int]) -> Layer:
     Raises `Refusal("wrong_dtype")` for x that is not of an integer dtype.
     """
     vocabulary, size = sizes
-    table = skeleton(eqx.nn.Embedding, vocabulary, size)
 
     def apply(leaves: Leaves, x: Array) -> Array:
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise Refusal(
                 "wrong_dtype", f"an embedding takes token numbers of an integer dtype, got {x.dtype}."
             )
-        return filled(table, leaves)(jnp.clip(x, 0, vocabulary - 1))
+        table = filled(eqx.nn.Embedding, leaves, vocabulary, size)
+        return table(jnp.clip(x, 0, vocabulary - 1))
 
     return Layer(
         gives=lambda shape: (*shape, size),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import socket
 import sys
 from typing import Any
@@ -64,6 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
         # Longer than httpx keeps idle connections, or the two would race for the last word.
         timeout_keep_alive=75,
     )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal that stopped it once more when it is done; a clean stop is no failure.
+        signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listener])
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from nablad.messages import EvaluateRequest, GradientRequest
@@ -64,6 +65,11 @@ def agree_tree(found: Mapping[str, Any], expected: Mapping[str, Any], tolerance:
     for name, leaf in expected.items():
         assert np.shape(found[name]) == np.shape(leaf), name
         assert np.abs(found[name] - leaf).max(initial=0.0) <= tolerance * scale, name
+
+
+def by_jax(loss: Any, argnums: Any = 0) -> Any:
+    """Value and gradients of a loss written by hand; compiled, since op by op takes many times as long."""
+    return jax.jit(jax.value_and_grad(loss, argnums))
 
 
 def rng(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:

@@ -115,7 +115,12 @@ CASES = {
         {"t": 9 * T**2},
     ),
     "two mapped axes": Case(
-        "def k(a, b):\n    return d(exp(-(a - b)**2), a)\nK = vmap(vmap(k, in_axes=(None, 0)), in_axes=(0, None))(s, t)\nsum(K)",
+        """
+def k(a, b):
+    return d(exp(-(a - b)**2), a)
+rows = vmap(k, in_axes=(None, 0))
+sum(vmap(rows, in_axes=(0, None))(s, t))
+""",
         {"s": X, "t": T},
         np.sum(-2 * (X[:, None] - T) * np.exp(-((X[:, None] - T) ** 2))),
     ),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ask import NESTINGS, agree, agree_tree, evaluate, gradient, host, rng
+from ask import NESTINGS, agree, agree_tree, by_jax, evaluate, gradient, host, rng
 
 MLP = {
     "layers": [
@@ -65,7 +65,7 @@ pde + 20 * ic
     found = gradient(
         program, data, model="mlp", wrt=["params", "nu", "points"], terms=["pde", "ic"], nesting=nesting
     )
-    value, (gp, gnu, gpoints) = jax.value_and_grad(loss, (0, 1, 2))(mlp, data["nu"], data["points"])
+    value, (gp, gnu, gpoints) = by_jax(loss, (0, 1, 2))(mlp, data["nu"], data["points"])
     agree(found["value"], value)
     agree_tree(found["gradients"]["params"], gp)
     agree(found["gradients"]["nu"], gnu)
@@ -86,7 +86,7 @@ def test_gradient_penalty_over_a_batch(mlp: dict[str, Any], nesting: str) -> Non
     found = gradient(
         program, {"x": x, "made": made, "a": a}, model="mlp", wrt=["params", "x", "a"], nesting=nesting
     )
-    value, (gp, gx, ga) = jax.value_and_grad(loss, (0, 1, 2))(mlp, x, a)
+    value, (gp, gx, ga) = by_jax(loss, (0, 1, 2))(mlp, x, a)
     agree(found["value"], value)
     agree_tree(found["gradients"]["params"], gp)
     agree(found["gradients"]["x"], gx)
@@ -114,7 +114,7 @@ loss(adapted, xq, yq)
         return inner({k: p[k] - alpha * g[k] for k in p}, data["xq"], data["yq"])
 
     found = gradient(program, {**data, "alpha": alpha}, model="mlp", wrt=["params", "alpha"], nesting=nesting)
-    value, (gp, ga) = jax.value_and_grad(outer, (0, 1))(mlp, alpha)
+    value, (gp, ga) = by_jax(outer, (0, 1))(mlp, alpha)
     agree(found["value"], value)
     agree_tree(found["gradients"]["params"], gp)
     agree(found["gradients"]["alpha"], ga)
@@ -139,7 +139,7 @@ sum(g**2) + norm(whole)**2
 
     wrt = ["params", "model.params[layer_2.bias]", "model.params"]
     found = gradient(program, {"x": x}, model="mlp", wrt=wrt, nesting=nesting)
-    value, expected = jax.value_and_grad(loss)(mlp)
+    value, expected = by_jax(loss)(mlp)
     agree(found["value"], value)
     agree_tree(found["gradients"]["params"], expected)
     agree_tree(found["gradients"]["model.params"], expected)
@@ -168,7 +168,7 @@ def test_the_declared_order_survives_nesting(mlp: dict[str, Any]) -> None:
     x = rng(3, 2)
     found = evaluate(program, {"x": x, "w": w}, model="mlp")
     assert list(found) == list(mlp)
-    agree_tree(found, jax.grad(weighted)(mlp, x))
+    agree_tree(found, jax.jit(jax.grad(weighted))(mlp, x))
 
 
 def test_hessian_and_hvp_with_respect_to_parameters(mlp: dict[str, Any]) -> None:
@@ -179,7 +179,7 @@ def test_hessian_and_hvp_with_respect_to_parameters(mlp: dict[str, Any]) -> None
         p = dict(zip(mlp, unravel(flat), strict=True))
         return jnp.mean(jax.vmap(net, (None, 0))(p, x) ** 2)
 
-    H = np.asarray(jax.hessian(fit)(flat))
+    H = np.asarray(jax.jit(jax.hessian(fit))(flat))
     v = {k: rng(*leaf.shape, seed=i) for i, (k, leaf) in enumerate(mlp.items())}
     found = evaluate(
         "fit = mean(model(x)**2)\nH = hessian(fit, model.params)\nHv = hvp(fit, model.params, v)\nHv",
@@ -211,7 +211,7 @@ trace(K)
         return sum(jnp.sum(leaf**2) for leaf in rows.values())
 
     found = gradient(program, {"x": x}, model="mlp", wrt=["params", "x"], nesting=nesting)
-    value, (gp, gx) = jax.value_and_grad(kernel_trace, (0, 1))(mlp, x)
+    value, (gp, gx) = by_jax(kernel_trace, (0, 1))(mlp, x)
     agree(found["value"], value)
     agree_tree(found["gradients"]["params"], gp)
     agree(found["gradients"]["x"], gx)
@@ -239,7 +239,7 @@ def test_two_models_and_a_direction_that_is_a_model(
         rate = jax.vmap(lambda q: jax.grad(V, 1)(pv, q) @ vector(pf, q))(x)
         return jnp.mean(jax.nn.relu(rate + 0.5) ** 2)
 
-    value, (gv, gf) = jax.value_and_grad(loss, (0, 1))(pv, field)
+    value, (gv, gf) = by_jax(loss, (0, 1))(pv, field)
     agree(found["value"], value)
     agree_tree(found["gradients"]["params"]["V_net"], gv)
     agree_tree(found["gradients"]["params"]["f"], gf)
@@ -263,7 +263,7 @@ mean(slices + 0.5 * sum(v * s, axis=1)**2)
         return jnp.mean(jax.vmap(one)(x, v))
 
     found = gradient(program, {"x": x, "v": v}, model="field", wrt=["params", "x", "v"], nesting=nesting)
-    value, (gp, gx, gv) = jax.value_and_grad(loss, (0, 1, 2))(field, x, v)
+    value, (gp, gx, gv) = by_jax(loss, (0, 1, 2))(field, x, v)
     agree(found["value"], value)
     agree_tree(found["gradients"]["params"], gp)
     agree(found["gradients"]["x"], gx)
@@ -298,7 +298,7 @@ mean((vmap(acceleration)(q, v) - a)**2)
         return jnp.mean((jax.vmap(acceleration)(q, v) - a) ** 2)
 
     found = gradient(program, {"q": q, "v": v, "a": a}, model="lagrangian", nesting=nesting)
-    value, expected = jax.value_and_grad(loss)(p)
+    value, expected = by_jax(loss)(p)
     agree(found["value"], value)
     agree_tree(found["gradients"]["params"], expected, 1e-11)
 
@@ -322,7 +322,7 @@ def test_batchnorm_in_train_mode_couples_examples(nesting: str) -> None:
 
     program = "y = model(x)\nsum(jacobian(y, x)**2) + sum(grad(sum(y**3), x)**2)"
     found = gradient(program, {"x": x}, model="normed", mode="train", wrt=["params", "x"], nesting=nesting)
-    value, (gp, gx) = jax.value_and_grad(loss, (0, 1))(p, x)
+    value, (gp, gx) = by_jax(loss, (0, 1))(p, x)
     agree(found["value"], value)
     agree_tree(found["gradients"]["params"], gp, 1e-11)
     agree(found["gradients"]["x"], gx, 1e-11)
@@ -340,7 +340,12 @@ def test_state_is_updated_though_only_a_derivative_reads_the_model() -> None:
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_towers_of_partials_agree_with_nested_jax(mlp: dict[str, Any], order: int) -> None:
-    program = f"def r(t, x):\n    u = model(stack([t, x]))[0]\n    return d(u, {', '.join('x' * order)}) * d(u, t)\nmean(vmap(r)(q[:, 0], q[:, 1])**2)"
+    program = f"""
+def r(t, x):
+    u = model(stack([t, x]))[0]
+    return d(u, {", ".join("x" * order)}) * d(u, t)
+mean(vmap(r)(q[:, 0], q[:, 1])**2)
+"""
     q = rng(4, 2)
 
     def loss(p: Any, q: Any) -> Any:
@@ -353,7 +358,7 @@ def test_towers_of_partials_agree_with_nested_jax(mlp: dict[str, Any], order: in
         return jnp.mean(jax.vmap(r)(q[:, 0], q[:, 1]) ** 2)
 
     found = gradient(program, {"q": q}, model="mlp", wrt=["params", "q"])
-    value, (gp, gq) = jax.value_and_grad(loss, (0, 1))(mlp, q)
+    value, (gp, gq) = by_jax(loss, (0, 1))(mlp, q)
     agree(found["value"], value)
     agree_tree(found["gradients"]["params"], gp)
     agree(found["gradients"]["q"], gq)
@@ -364,7 +369,12 @@ def test_elementwise_partials_need_no_vmap(mlp: dict[str, Any]) -> None:
     program = (
         "t = p[:, 0]\nx = p[:, 1]\nu = model(stack([t, x], axis=1))[:, 0]\nmean((d(u, t) - d(u, x, x))**2)"
     )
-    mapped = "def r(t, x):\n    u = model(stack([t, x]))[0]\n    return d(u, t) - d(u, x, x)\nmean(vmap(r)(p[:, 0], p[:, 1])**2)"
+    mapped = """
+def r(t, x):
+    u = model(stack([t, x]))[0]
+    return d(u, t) - d(u, x, x)
+mean(vmap(r)(p[:, 0], p[:, 1])**2)
+"""
     p = rng(6, 2)
     one, other = (gradient(text, {"p": p}, model="mlp", wrt=["params", "p"]) for text in (program, mapped))
     agree(one["value"], other["value"])

@@ -47,8 +47,11 @@ def _add_service_commands(commands: Any) -> None:
 
 
 def _add_missing(commands: Any, name: str, summary: str, reason: str) -> None:
-    parser = commands.add_parser(name, help=f"{summary} (needs the service extra)")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    # Any words may follow; with another prefix character none of them is taken for an option.
+    parser = commands.add_parser(
+        name, help=f"{summary} (needs the service extra)", prefix_chars="\0", add_help=False
+    )
+    parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
 
     def run(arguments: argparse.Namespace) -> int:
         print(f"nablad {name} needs the service extra ({reason}). Type:", file=sys.stderr)
