@@ -10,6 +10,8 @@ set -euo pipefail
 cd "$(dirname "$0")"
 image=${1:-nablad}
 failures=0
+LEFTOVERS='/(\.git|pyproject\.toml|tests/conftest\.py|docs/operating\.md)$'
+LEFTOVERS+='|^/root/\.cache/|^/opt/nablad/.*/(pip|setuptools)/|^/(build|src)/'
 
 works() { command -v "$1" >/dev/null && "$@" info >/dev/null 2>&1; }
 if [ -z "${ENGINE:-}" ]; then
@@ -18,7 +20,8 @@ fi
 [ "$ENGINE" != none ] || { echo "needs a working docker, podman or buildah" >&2; exit 2; }
 read -ra engine <<<"$ENGINE"
 
-# What differs between engines: start, inside, alone, stop (prints the exit code), declared, clean.
+# What differs between engines: start, inside (beside the server), alone (without one), stop (prints
+# the exit code), declared (a field of the image's configuration, as JSON), and so on.
 case "$(basename "${engine[0]}")" in
 docker | podman)
     start() {
@@ -27,6 +30,7 @@ docker | podman)
     }
     inside() { "${engine[@]}" exec --interactive "$container" "$@"; }
     alone() { "${engine[@]}" run --rm --interactive --network none --entrypoint "$1" "$image" "${@:2}"; }
+    all_files() { "${engine[@]}" run --rm --network none --user 0 --entrypoint find "$image" / -xdev; }
     stop() {
         "${engine[@]}" stop --time 40 "$container" >/dev/null
         "${engine[@]}" inspect --format '{{.State.ExitCode}}' "$container"
@@ -41,6 +45,7 @@ buildah)
     log=$(mktemp)
     inside() { "${engine[@]}" run --env NABLAD_PORT="$NABLAD_PORT" "$container" -- "$@"; }
     alone() { inside "$@"; }
+    all_files() { "${engine[@]}" run --user 0 "$container" -- find / -xdev; }
     start() {
         # buildah runs no entrypoint, so say it; exec keeps the shell's process id.
         inside sh -c 'echo $$ >/tmp/nablad.pid; exec nablad serve' >"$log" 2>&1 &
@@ -50,7 +55,12 @@ buildah)
         inside sh -c 'kill -TERM "$(cat /tmp/nablad.pid)"'
         wait "$server" && echo 0 || echo "$?"
     }
-    declared() { "${engine[@]}" inspect --type image --format "{{json .Docker.config.$1}}" "$image"; }
+    declared() {
+        "${engine[@]}" inspect --type image "$image" | inside python -c 'if True:
+            import json, sys
+            declared = json.load(sys.stdin)["Docker"]["config"].get(sys.argv[1])
+            print(json.dumps(declared, separators=(",", ":")))' "$1"
+    }
     logs() { tail -n 40 "$log"; }
     clean() {
         [ -z "${server:-}" ] || kill "$server" 2>/dev/null || true
@@ -78,24 +88,25 @@ holds() { [[ "$1" == *"$2"* ]] || { echo "'$1' lacks '$2'"; return 1; }; }
 not() { if "$@"; then return 1; fi; }
 healthcheck() { "$1" python -IS /opt/nablad/healthcheck.py; }
 ready() {
+    local said
     for _ in $(seq 60); do
-        if healthcheck inside 2>/dev/null; then return; fi
+        if said=$(healthcheck inside 2>&1); then
+            echo "$said"
+            return
+        fi
         sleep 1
     done
-    logs
+    echo "$said"
     return 1
 }
 nothing_else() {
-    # Our own tests, sources, tools and leftovers; other packages may ship what they like.
+    # Our own sources, tests and tools, and what building leaves behind. Other packages may bring what they like.
     local found
-    found=$(alone find / -xdev '(' -path '*/pip/_internal' -a -path '/opt/nablad/*' ')' -o -name 'pyproject.toml' \
-        -not -path '*/site-packages/*' -o -name 'test_layers.py' -o -name '.git' -o -path '/root/.cache/pip' \
-        -o -path '/var/lib/apt/lists/*_Packages' -o -name 'benchmarks' -path '/*/nablad/benchmarks' 2>/dev/null || true)
-    [ -z "$found" ] || { echo "$found"; return 1; }
+    found=$(all_files | grep -E "$LEFTOVERS" | head -n 5) || return 0
+    echo "$found"
+    return 1
 }
-writable() {
-    alone find /opt/nablad -not -type l -writable | head -n 3
-}
+writable() { alone find /opt/nablad -not -type l -writable | head -n 3; }
 
 echo "$image with ${engine[*]}"
 check "its user is a number, not root" holds "$(declared User)" '"10001:10001"'

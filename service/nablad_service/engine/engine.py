@@ -68,6 +68,9 @@ class Engine:
         type of their inputs.
         """
         jax.config.update("jax_enable_x64", True)
+        # GPUs multiply float32 matrices with fewer bits unless told otherwise; a derivative of a derivative
+        # has none to spare.
+        jax.config.update("jax_default_matmul_precision", "highest")
         return cls(limits or Limits())
 
     def device(self) -> str:
