@@ -14,10 +14,9 @@ NabladError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from nablad.problems import Place
+from nablad.place import Place
 
 
 class NabladError(Exception):

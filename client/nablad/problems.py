@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from nablad import errors
+from nablad.place import Place
 
 
 class Kind(NamedTuple):
@@ -66,18 +67,6 @@ CODES: dict[str, Kind] = {
     "out_of_memory": Kind(507, "The device ran out of memory", errors.Unavailable),
     "internal": Kind(500, "The server failed", errors.ServerError),
 }
-
-
-class Place(BaseModel):
-    """Where in a program's text: 1-based line and column, up to `end_column` (exclusive) on the same line."""
-
-    model_config = ConfigDict(frozen=True)
-
-    line: int
-    column: int
-    end_column: int
-    text: str
-    """The offending piece, at most one line of it."""
 
 
 @dataclass(eq=False)

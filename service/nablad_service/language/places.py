@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from nablad.problems import Place, Refusal
+from nablad.place import Place
+from nablad.problems import Refusal
 
 LONGEST_EXCERPT = 80
 

@@ -1,0 +1,72 @@
+"""Which entries, which axes: the checks that JAX leaves out when it indexes and maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nablad.problems import Refusal
+from nablad_service.engine import values
+from nablad_service.engine.values import Value, show
+
+
+def leaf_of(tree: Mapping[str, Any], entries: list[Any]) -> Value:
+    """`tree["name"]`."""
+    if len(entries) != 1 or not isinstance(entries[0], str) or entries[0] not in tree:
+        detail = f"a tree is indexed by the name of a leaf; it has {', '.join(tree)}"
+        raise Refusal("unknown_name", detail)
+    return tree[entries[0]]
+
+
+def check_index(operand: jax.Array, entries: list[Any]) -> None:
+    """JAX clamps positions out of range in silence; here they are refused."""
+    given = [entry for entry in entries if entry is not None and entry is not Ellipsis]
+    if len(given) > operand.ndim:
+        raise Refusal("shape_mismatch", f"shape {operand.shape} has no {len(given)} axes to index")
+    at = 0
+    for entry in entries:
+        if entry is None:
+            continue
+        if entry is Ellipsis:
+            at = operand.ndim - len(given) + at
+            continue
+        if isinstance(entry, int) and not isinstance(entry, bool):
+            length = operand.shape[at]
+            if not -length <= entry < length:
+                detail = f"position {entry} is out of range: axis {at} of shape {operand.shape} has {length}"
+                raise Refusal("shape_mismatch", detail)
+        elif not isinstance(entry, slice):
+            whole = values.is_array(entry) and jnp.issubdtype(entry.dtype, jnp.integer)
+            if not whole:
+                raise Refusal("wrong_kind", f"an index is a whole number, a slice or None, not {show(entry)}")
+        at += 1
+
+
+def mapped_axes(in_axes: tuple[int | None, ...] | None, arguments: list[Value]) -> tuple[int | None, ...]:
+    """The axis of each argument: as given, else 0, and none for numbers, which all examples share."""
+    given = in_axes or (0,)
+    if len(given) == 1:
+        given = given * len(arguments)
+    axes: list[int | None] = []
+    lengths: dict[int, int] = {}
+    for position, (argument, axis) in enumerate(zip(arguments, given, strict=True)):
+        leaves = [np.shape(leaf) for leaf in jax.tree.leaves(argument)]
+        if axis is None or all(shape == () for shape in leaves):
+            axes.append(None)
+            continue
+        for shape in leaves:
+            if not -len(shape) <= axis < len(shape):
+                detail = f"argument {position + 1} of shape {shape} has no axis {axis} to map over"
+                raise Refusal("shape_mismatch", detail)
+            lengths[position + 1] = shape[axis]
+        axes.append(axis)
+    if not lengths:
+        raise Refusal("shape_mismatch", "vmap needs at least one argument with an axis to map over")
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"argument {position} has {length}" for position, length in lengths.items())
+        raise Refusal("shape_mismatch", f"vmap maps over axes of one length: {counts}")
+    return tuple(axes)
