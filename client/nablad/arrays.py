@@ -95,17 +95,18 @@ def _from_members(value: Mapping[str, Any], name: str) -> NDArray[Any]:
 
 def _shape(value: Any, name: str) -> tuple[int, ...]:
     whole = isinstance(value, list | tuple) and all(
-        isinstance(length, int) and not isinstance(length, bool) and length >= 0 for length in value
+        isinstance(length, int) and not isinstance(length, bool) and 0 <= length < 2**40 for length in value
     )
-    if not whole or len(value) > 32:
-        detail = f"the array '{name}' has shape {value!r}; a shape is a list of at most 32 whole numbers"
+    # NumPy multiplies the lengths of empty arrays too.
+    if not whole or len(value) > 32 or math.prod(max(length, 1) for length in value) >= 2**60:
+        detail = f"the array '{name}' has shape {value!r}; a shape is a list of at most 32 lengths"
         raise Refusal("invalid_array", detail)
     return tuple(value)
 
 
 def _from_lists(value: Any, name: str) -> NDArray[Any]:
     if not isinstance(value, list | tuple | int | float | str):
-        kind = type(value).__name__
+        kind = "null" if value is None else type(value).__name__
         detail = f"'{name}' is {kind}, not an array: send numbers, nested lists or {{dtype, shape, data}}"
         raise Refusal("invalid_array", detail)
     try:

@@ -19,7 +19,7 @@ from nablad._version import __version__
 from nablad.arrays import Encoding, decode_tree, encode_array
 from nablad.errors import ConnectionFailed, InvalidAnswer
 from nablad.messages import ModelInfo, OperatorInfo, Timing
-from nablad.problems import Problem
+from nablad.problems import Problem, Refusal
 from nablad.results import Checked, CheckResult, EvaluateResult, GradientResult, Params, Plan
 from nablad.tracing import trace
 
@@ -57,7 +57,7 @@ class Call(Generic[T]):
         if response.is_success:
             try:
                 return self.read(response)
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, Refusal) as error:
                 detail = f"the answer to {self.method} {self.path} cannot be read: {error!r}"
                 raise InvalidAnswer(detail) from error
         try:

@@ -7,6 +7,7 @@ that stands beside the code in `CODES`.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ from pydantic import BaseModel, ConfigDict
 
 from nablad import errors
 from nablad.place import Place
+
+LONGEST = 1000
+"""Letters of a problem's `detail`."""
 
 
 class Kind(NamedTuple):
@@ -62,7 +66,6 @@ CODES: dict[str, Kind] = {
     "unknown_path": Kind(404, "No such path", errors.NotFound),
     # the server itself
     "overloaded": Kind(503, "The server is busy", errors.Unavailable),
-    "stopping": Kind(503, "The server is stopping", errors.Unavailable),
     "deadline": Kind(504, "The deadline passed", errors.DeadlineExceeded),
     "out_of_memory": Kind(507, "The device ran out of memory", errors.Unavailable),
     "internal": Kind(500, "The server failed", errors.ServerError),
@@ -87,6 +90,12 @@ class Refusal(Exception):
         return f"{self.code}: {place}{self.detail}"
 
 
+def shortened(detail: str) -> str:
+    """A sentence of bearable length on one line: names in it may be whatever a caller likes."""
+    detail = detail.replace("\n", "\\n").replace("\r", "\\r")
+    return detail if len(detail) <= LONGEST else f"{detail[: LONGEST - 260]} ... {detail[-240:]}"
+
+
 class Problem(BaseModel):
     """A refusal as it travels: `application/problem+json`, RFC 9457."""
 
@@ -106,11 +115,15 @@ class Problem(BaseModel):
         return cls(
             title=kind.title,
             status=kind.status,
-            detail=refusal.detail,
+            detail=shortened(refusal.detail),
             code=refusal.code,
             where=refusal.where,
             **(refusal.extra or {}),
         )
+
+    def json_bytes(self) -> bytes:
+        """The document, in ASCII: what it quotes may be text that UTF-8 cannot hold."""
+        return json.dumps(self.model_dump(exclude_none=True)).encode()
 
     def exception(self) -> errors.ServiceError:
         """The typed exception that a client raises for this document."""

@@ -96,7 +96,8 @@ def decode_body(body: bytes, media: str) -> dict[str, Any]:
     except RecursionError:
         raise Refusal("malformed_body", "the body is nested too deeply") from None
     if not isinstance(value, dict):
-        raise Refusal("malformed_body", f"the body must be an object, not {type(value).__name__}")
+        kind = "null" if value is None else type(value).__name__
+        raise Refusal("malformed_body", f"the body must be an object, not {kind}")
     return value
 
 
@@ -104,16 +105,20 @@ def _parse(body: bytes) -> Any:
     if not body.strip():
         raise Refusal("malformed_body", "the body is empty; it must be a JSON object")
     try:
-        return json.loads(body)
+        return json.loads(body, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise Refusal("malformed_body", f"the body is not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
         detail = f"the body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        if error.pos >= len(error.doc.rstrip()):
+        if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string"):
             detail += "; it seems cut short"
         raise Refusal("malformed_body", detail) from None
     except ValueError as error:  # numbers of more digits than Python converts
         raise Refusal("malformed_body", f"the body is not valid JSON: {str(error).split(';')[0]}") from None
+
+
+def _no_constant(word: str) -> Any:
+    raise Refusal("malformed_body", f'JSON has no {word}; write "{word}", as a string, in arrays')
 
 
 def _unpack(body: bytes) -> Any:
@@ -126,7 +131,9 @@ def _unpack(body: bytes) -> Any:
         raise Refusal("malformed_body", "the body is nested too deeply") from None
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         reason = str(error) or type(error).__name__
-        hint = "; it seems cut short" if "incomplete" in reason.lower() or not body else ""
+        # A header may announce more items than there are bytes left: msgpack calls that exceeding its limits.
+        cut = "incomplete" in reason.lower() or "exceeds max_" in reason or not body
+        hint = "; it seems cut short" if cut else ""
         raise Refusal("malformed_body", f"the body is not valid msgpack: {reason}{hint}") from None
 
 

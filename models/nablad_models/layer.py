@@ -34,7 +34,7 @@ class Call:
 class Forward(Protocol):
     """Parameters, state and a whole batch to the answer and the new state; batch axes come first in both."""
 
-    def __call__(  # noqa: D102 - the class says it
+    def __call__(
         self, params: Leaves, state: Leaves, x: Array, call: Call, /
     ) -> tuple[Array, dict[str, Array]]: ...
 

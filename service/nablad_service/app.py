@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nablad import __version__, wire
 from nablad.problems import Problem, Refusal
@@ -55,7 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _failed)
+    app.add_middleware(Failures)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -67,9 +68,7 @@ def problem(refusal: Refusal) -> Response:
     retry_after = (refusal.extra or {}).get("retry_after")
     if document.status == 503:
         headers["Retry-After"] = str(retry_after or 1)
-    return Response(
-        document.model_dump_json(exclude_none=True), document.status, headers, media_type=wire.PROBLEM
-    )
+    return Response(document.json_bytes(), document.status, headers, media_type=wire.PROBLEM)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -81,11 +80,31 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         detail = f"{request.method} is not possible on {request.url.path}; see /docs"
-        return problem(Refusal("method_not_allowed", detail))
+        refused = problem(Refusal("method_not_allowed", detail))
+        refused.headers["Allow"] = (error.headers or {}).get("Allow", "")
+        return refused
     return problem(Refusal("unknown_path", f"there is nothing at {request.url.path}; see /docs"))
 
 
-async def _failed(request: Request, error: Exception) -> Response:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    detail = f"the server failed ({type(error).__name__}); its log says more"
-    return problem(Refusal("internal", detail))
+class Failures:
+    """Answers what nobody foresaw; raised past the application it would cost the connection too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except Exception as error:
+            if scope["type"] != "http" or started:
+                raise
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            detail = f"the server failed ({type(error).__name__}); its log says more"
+            await problem(Refusal("internal", detail))(scope, receive, send)

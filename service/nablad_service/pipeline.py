@@ -19,8 +19,8 @@ from nablad.arrays import Encoding, encode_array, encode_tree
 from nablad.messages import CheckRequest, EvaluateRequest, GradientRequest, Message, Timing
 from nablad.problems import Refusal
 from nablad_service.engine.engine import Engine, Executable
+from nablad_service.faults import first_fault
 from nablad_service.hosting import ModelStore
-from nablad_service.language.places import nearest
 from nablad_service.programs import Programs
 from nablad_service.query import Query
 from nablad_service.scheduler import Finished, Scheduler
@@ -147,21 +147,7 @@ def decode(body: Body, kind: type[MessageT]) -> MessageT:
     try:
         return kind.model_validate(structure)
     except ValidationError as error:
-        raise Refusal("invalid_request", _first_fault(error, kind)) from None
-
-
-def _first_fault(error: ValidationError, kind: type[Message]) -> str:
-    fault = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in fault["loc"])
-    others = error.error_count() - 1
-    more = f" (and {others} more)" if others else ""
-    if fault["type"] == "extra_forbidden":
-        known = list(kind.model_fields)
-        hint = nearest(str(fault["loc"][-1]), known) if len(fault["loc"]) == 1 else ""
-        return f"'{where}' is not a member of the request{hint}{more}"
-    if fault["type"] == "missing":
-        return f"the request lacks its member '{where}'{more}"
-    return f"'{where}': {fault['msg'].lower()}{more}"
+        raise Refusal("invalid_request", first_fault(error, structure, kind)) from None
 
 
 async def off_loop(size: int, work: Callable[[], T]) -> T:

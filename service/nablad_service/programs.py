@@ -16,9 +16,11 @@ class Programs:
     def __init__(self, engine: Engine, *, limit: int, threads: int) -> None:
         self._engine = engine
         self._limit = limit
-        self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="compile")
+        # Checked apart from compiling: a mistake is answered at once, whatever else compiles.
+        self._checkers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="check")
+        self._compilers = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="compile")
         self._ready: OrderedDict[Signature, Executable] = OrderedDict()
-        self._compiling: dict[Signature, asyncio.Future[Executable]] = {}
+        self._compiling: dict[Signature, asyncio.Task[Executable]] = {}
 
     async def executable(self, query: Query) -> tuple[Executable, bool]:
         """The compiled program for `query`, and whether it had to be compiled for this call.
@@ -33,16 +35,18 @@ class Programs:
             return ready, False
         compiling = self._compiling.get(signature)
         if compiling is None:
-            compiling = asyncio.wrap_future(self._threads.submit(self._compile, query))
+            compiling = asyncio.create_task(self._compile(query))
             self._compiling[signature] = compiling
             compiling.add_done_callback(lambda future: self._settle(signature, future))
         # Shielded: a caller that gives up must not take the program from the others.
         return await asyncio.shield(compiling), True
 
-    def _compile(self, query: Query) -> Executable:
-        return self._engine.compile(self._engine.trace(query))
+    async def _compile(self, query: Query) -> Executable:
+        loop = asyncio.get_running_loop()
+        traced = await loop.run_in_executor(self._checkers, self._engine.trace, query)
+        return await loop.run_in_executor(self._compilers, self._engine.compile, traced)
 
-    def _settle(self, signature: Signature, future: asyncio.Future[Executable]) -> None:
+    def _settle(self, signature: Signature, future: asyncio.Task[Executable]) -> None:
         self._compiling.pop(signature, None)
         if future.cancelled() or future.exception() is not None:
             return
@@ -52,4 +56,5 @@ class Programs:
 
     def close(self) -> None:
         """Drop what has not begun to compile."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._checkers, self._compilers):
+            threads.shutdown(wait=False, cancel_futures=True)

@@ -70,5 +70,5 @@ class Scheduler:
         return Statistics(self._pending, self._limit, self._finished)
 
     def close(self) -> None:
-        """Let the running work finish, drop the rest."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Drop what has not begun; what runs cannot be interrupted, and is not waited for."""
+        self._thread.shutdown(wait=False, cancel_futures=True)

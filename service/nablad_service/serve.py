@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import socket
 import sys
@@ -36,7 +37,7 @@ def add_command(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until told to stop; 0 after a clean stop."""
+    """Serve until told to stop; the process ends with 0 after a clean stop."""
     given = {name: value for name, value in vars(arguments).items() if name in Settings.model_fields}
     try:
         settings = Settings(**given)
@@ -69,7 +70,11 @@ def run(arguments: argparse.Namespace) -> int:
         # uvicorn raises the signal that stopped it once more when it is done; a clean stop is no failure.
         signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listener])
-    return 0
+    # Work on the device cannot be interrupted, and Python would wait for its thread: the calls have had
+    # their drain time, so leave.
+    sys.stdout.flush()
+    logging.shutdown()
+    os._exit(0)
 
 
 def listen(host: str, port: int) -> socket.socket:

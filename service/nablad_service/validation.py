@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import keyword
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +18,6 @@ from nablad_service.hosting import HostedModel, own_params, own_state
 from nablad_service.language.places import nearest
 from nablad_service.query import ArraySpec, ModelSignature, Query, Signature, Variable, float_type, tree_spec
 
-IDENTIFIER = re.compile(r"[^\W\d]\w*")
 LEAF = re.compile(r"(?P<model>[^\W\d]\w*)\.params(?:\[(?P<leaf>[^\]]+)\])?")
 Lookup = Callable[[str], HostedModel]
 
@@ -67,7 +68,7 @@ def _query(
 ) -> Query:
     received = decode_inputs(request.inputs, "")
     for name in (*request.inputs, *request.models):
-        if not IDENTIFIER.fullmatch(name):
+        if not _usable(name):
             raise Refusal("invalid_request", f"'{name}' is not a name that a program can use")
     bindings = {name: _binding(bound) for name, bound in request.models.items()}
     hosted = {name: _hosted(binding, lookup) for name, binding in bindings.items()}
@@ -103,6 +104,11 @@ def _query(
     )
     models = {name: one.model for name, one in hosted.items()}
     return Query(signature, models, inputs, params, state, weights, request.deadline_ms)
+
+
+def _usable(name: str) -> bool:
+    """Whether the text can hold `name`; the parser reads names in normal form KC."""
+    return name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name
 
 
 def _binding(bound: Binding | str) -> Binding:

@@ -14,7 +14,7 @@ ARCHITECTURES = {
     "deep": {
         "layers": [
             {"dense": [2, 16], "activation": "tanh"},
-            *([{"dense": [16, 16], "activation": "tanh"}] * 5),
+            *([{"dense": [16, 16], "activation": "tanh"}] * 3),
             {"dense": [16, 1]},
         ]
     },

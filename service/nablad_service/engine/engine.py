@@ -91,9 +91,11 @@ class Engine:
             operators=SIGNATURES,
             limits=self.limits,
         )
-        _check_inputs(program)
+        if signature.kind == "gradient" and not signature.weighted:
+            result_of(program)
         for name in (*signature.terms, *signature.outputs):
             named_value(program, name)
+        _check_inputs(program)
         if signature.kind == "gradient":
             targets = [named_value(program, name) for name in signature.terms]
             if not signature.weighted:

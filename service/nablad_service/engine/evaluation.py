@@ -13,12 +13,15 @@ import jax.numpy as jnp
 from nablad.problems import Refusal
 from nablad_service.engine import coupling, derivatives, values
 from nablad_service.engine.derivatives import Choice, Differentiation, Shapes
-from nablad_service.engine.indexing import check_index, leaf_of, mapped_axes
+from nablad_service.engine.indexing import check_index, leaf_of, mapped_axes, no_leaf
 from nablad_service.engine.operators import TABLE
 from nablad_service.engine.operators.arithmetic import column_meets_row
-from nablad_service.engine.values import Tree, Value, show
+from nablad_service.engine.values import Tree, Value, arrays_in, show
 from nablad_service.language import graph
 from nablad_service.language.places import place
+
+MOST_AXES = 32
+"""NumPy on either end has no more."""
 
 
 class Hosted(Protocol):
@@ -67,10 +70,13 @@ class Environment:
     values: dict[int, Value]
     state: dict[str, Mapping[str, Any]]
     outermost: bool = True
+    examples: int = 1
+    """How many examples the maps around it hold: each array here stands for so many."""
 
     def child(self, known: Mapping[int, Value]) -> Environment:
         """The same, with `known` in place; what the child computes or updates stays in the child."""
-        return Environment({**self.values, **known}, dict(self.state), outermost=False)
+        values = {**self.values, **known}
+        return Environment(values, dict(self.state), outermost=False, examples=self.examples)
 
 
 @dataclass
@@ -97,12 +103,21 @@ class Evaluation:
     def value(self, index: int, environment: Environment) -> Value:
         """One node, its reads being known; a refusal on the way learns where in the text it happened."""
         node = self.meaning.program.nodes[index]
+        where = place(self.meaning.program.text, node.span) if node.span else None
         try:
-            return RULES[type(node)](self, node, environment)
+            value = RULES[type(node)](self, node, environment)
+            for leaf in jax.tree.leaves(value):
+                if isinstance(leaf, jax.Array):
+                    self.check_size(leaf.shape, leaf.dtype, environment.examples)
+            return value
         except Refusal as refusal:
-            if refusal.where is None and node.span is not None:
-                refusal.where = place(self.meaning.program.text, node.span)
+            refusal.where = refusal.where or where
             raise
+        except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+            # The rules check what they can; what JAX itself refuses still deserves a place and a sentence.
+            given = ", ".join(show(environment.values[read]) for read in node.reads[:4])
+            first = str(error).strip().split("\n")[0]
+            raise Refusal("shape_mismatch", f"this does not work with {given}: {first}", where) from error
 
     # -- rules, one a kind of node
 
@@ -118,9 +133,7 @@ class Evaluation:
     def parameter_leaf(self, node: graph.ParameterLeaf, environment: Environment) -> Value:
         params = environment.values[node.binding]
         if node.leaf not in params:
-            known = ", ".join(params)
-            detail = f"model '{node.model}' has no parameter '{node.leaf}'; it has {known}"
-            raise Refusal("unknown_name", detail)
+            raise Refusal("unknown_name", no_leaf(node.leaf, params))
         return params[node.leaf]
 
     def parameters(self, node: graph.Parameters, environment: Environment) -> Value:
@@ -140,22 +153,19 @@ class Evaluation:
         keywords = {name: environment.values[index] for name, index in node.keywords}
         if row.takes_dtype:
             keywords["dtype"] = self.meaning.dtype
-        try:
-            result = row.apply(*arguments, **keywords)
-        except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
-            # The rows check what they can; what JAX itself refuses still deserves a place and a sentence.
-            given = ", ".join(show(argument) for argument in arguments)
-            first = str(error).strip().split("\n")[0]
-            raise Refusal("shape_mismatch", f"{node.operator} of {given}: {first}") from None
+        result = row.apply(*arguments, **keywords)
         self._look_for_traps(node, arguments)
         return self.settle(result)
 
-    def check_size(self, shape: tuple[int, ...], dtype: Any) -> None:
+    def check_size(self, shape: tuple[int, ...], dtype: Any, examples: int) -> None:
         """Refuse an array that is larger than the server allows, before anyone makes it."""
-        needed = math.prod(shape) * dtype.itemsize
+        if len(shape) > MOST_AXES:
+            raise Refusal("limit", f"this makes an array of {len(shape)} axes; the limit is {MOST_AXES}")
+        needed = math.prod(shape) * dtype.itemsize * examples
         if needed > self.meaning.array_bytes:
             detail = (
-                f"this makes an array of shape {tuple(shape)}, {needed / 1e9:.1f} GB; "
+                f"this makes an array of shape {tuple(shape)}{f' for {examples} examples' * (examples > 1)}, "
+                f"{needed / 1e9:.1f} GB; "
                 f"the limit is {self.meaning.array_bytes / 1e9:.1f} GB"
             )
             raise Refusal("limit", detail)
@@ -179,8 +189,6 @@ class Evaluation:
         """JAX turns whole numbers into float64 here and there; the program has one float type."""
         if isinstance(result, tuple):
             return tuple(self.settle(item) for item in result)
-        if isinstance(result, jax.Array):
-            self.check_size(result.shape, result.dtype)
         if (
             isinstance(result, jax.Array)
             and jnp.issubdtype(result.dtype, jnp.floating)
@@ -234,6 +242,10 @@ class Evaluation:
         params = environment.values[node.params]
         if not isinstance(params, dict) or set(params) != set(model.parameter_shapes):
             raise Refusal("wrong_kind", f"params= takes a tree with the parameters of '{node.model}'")
+        for name, shape in model.parameter_shapes.items():
+            if params[name].shape != shape:
+                detail = f"params= has {name} of shape {params[name].shape}, the model's is {shape}"
+                raise Refusal("shape_mismatch", detail)
         arguments = [
             self.settle(values.array(environment.values[index], f"the input of '{node.model}'"))
             for index in node.arguments
@@ -241,7 +253,7 @@ class Evaluation:
         if len(arguments) != 1:
             raise Refusal("arity", f"'{node.model}' takes one input, {len(arguments)} are given")
         x = arguments[0]
-        if not values.is_float(x):
+        if x.dtype == bool:
             x = x.astype(self.meaning.dtype)
         output, state = model.apply(params, environment.state[node.model], x, train=train)
         if train:
@@ -251,17 +263,18 @@ class Evaluation:
 
     def map(self, node: graph.Map, environment: Environment) -> Value:
         arguments = [environment.values[index] for index in node.arguments]
-        axes = mapped_axes(node.in_axes, arguments)
+        axes, length = mapped_axes(node.in_axes, arguments)
 
         def one_example(*examples: Value) -> Value:
             known = dict(zip(node.parameters, examples, strict=True))
             inner = environment.child(known)
             # A map is no derivative: gradients directly inside it are still the outermost ones.
             inner.outermost = environment.outermost
+            inner.examples = environment.examples * length
             for index in node.body:
                 if index not in inner.values:
                     inner.values[index] = self.value(index, inner)
-            return jax.tree.map(jnp.asarray, inner.values[node.result])
+            return arrays_in(inner.values[node.result], "a mapped function", self.meaning.dtype)
 
         return jax.vmap(one_example, in_axes=axes)(*arguments)
 
@@ -279,7 +292,7 @@ class Evaluation:
         vectors = tuple(_as_arrays(environment.values[index]) for index in node.vectors)
         learned = self.learned.get(node.index)
         if learned is None:
-            learned = self._learn(node, lambda x: function(x, captured), x, vectors)
+            learned = self._learn(node, lambda x: function(x, captured), x, vectors, environment.examples)
             self.learned[node.index] = learned
         problem = Differentiation(
             function,
@@ -303,7 +316,12 @@ class Evaluation:
         return x
 
     def _learn(
-        self, node: graph.Derivative, function: Callable[[Value], Any], x: Value, vectors: tuple[Value, ...]
+        self,
+        node: graph.Derivative,
+        function: Callable[[Value], Any],
+        x: Value,
+        vectors: tuple[Value, ...],
+        examples: int,
     ) -> Learned:
         """Trace the value once: its shape, and whether examples mix where the operator needs to know."""
         row = derivatives.TABLE[node.operator]
@@ -312,7 +330,7 @@ class Evaluation:
             raise Refusal("wrong_dtype", f"a value of {y.dtype} has no derivative")
         shapes = Shapes(_spec(x), _spec(y), tuple(_spec(vector) for vector in vectors))
         row.check(shapes)
-        self.check_size(row.result_shape(shapes), y.dtype)
+        self.check_size(row.result_shape(shapes), y.dtype, examples)
         for x_axis, y_axis in row.independent_axes(shapes):
             if not coupling.keeps_examples_apart(closed, x_axis, y_axis):
                 detail = (

@@ -12,14 +12,22 @@ import numpy as np
 from nablad.problems import Refusal
 from nablad_service.engine import values
 from nablad_service.engine.values import Value, show
+from nablad_service.language.places import nearest
 
 
 def leaf_of(tree: Mapping[str, Any], entries: list[Any]) -> Value:
     """`tree["name"]`."""
-    if len(entries) != 1 or not isinstance(entries[0], str) or entries[0] not in tree:
+    if len(entries) != 1 or not isinstance(entries[0], str):
         detail = f"a tree is indexed by the name of a leaf; it has {', '.join(tree)}"
-        raise Refusal("unknown_name", detail)
+        raise Refusal("wrong_kind", detail)
+    if entries[0] not in tree:
+        raise Refusal("unknown_name", no_leaf(entries[0], tree))
     return tree[entries[0]]
+
+
+def no_leaf(name: str, tree: Mapping[str, Any]) -> str:
+    """The sentence for a leaf that a tree does not have."""
+    return f"there is no leaf '{name}'{nearest(name, tree)}; the tree has {', '.join(tree)}"
 
 
 def check_index(operand: jax.Array, entries: list[Any]) -> None:
@@ -46,8 +54,10 @@ def check_index(operand: jax.Array, entries: list[Any]) -> None:
         at += 1
 
 
-def mapped_axes(in_axes: tuple[int | None, ...] | None, arguments: list[Value]) -> tuple[int | None, ...]:
-    """The axis of each argument: as given, else 0, and none for numbers, which all examples share."""
+def mapped_axes(
+    in_axes: tuple[int | None, ...] | None, arguments: list[Value]
+) -> tuple[tuple[int | None, ...], int]:
+    """The axis of each argument (as given, else 0; none for numbers, which all share), and their length."""
     given = in_axes or (0,)
     if len(given) == 1:
         given = given * len(arguments)
@@ -69,4 +79,4 @@ def mapped_axes(in_axes: tuple[int | None, ...] | None, arguments: list[Value]) 
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"argument {position} has {length}" for position, length in lengths.items())
         raise Refusal("shape_mismatch", f"vmap maps over axes of one length: {counts}")
-    return tuple(axes)
+    return tuple(axes), next(iter(lengths.values()))

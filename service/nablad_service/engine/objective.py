@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from nablad.problems import Refusal
 from nablad_service.engine.evaluation import Environment, Evaluation
-from nablad_service.engine.values import Tree, show
+from nablad_service.engine.values import Tree, arrays_in, show
 from nablad_service.language import graph
-from nablad_service.language.places import place
+from nablad_service.language.places import nearest, place
 from nablad_service.query import Signature, Variable
 
 VariableKey: TypeAlias = tuple[str, str | None]
@@ -45,7 +45,8 @@ def objective(evaluation: Evaluation, signature: Signature) -> Callable[[Any], A
         loss = _loss(evaluation, signature, arguments)
         (value, answer), gradients = jax.value_and_grad(loss, has_aux=True)(variables)
         by_key = {key: gradients[_label(key)] for key in variables_of(signature)}
-        collected = {variable.key: _collect(variable, signature, by_key) for variable in signature.wrt}
+        # Ordered dicts throughout: JAX gives plain ones back sorted by name.
+        collected = OrderedDict((one.key, _collect(one, signature, by_key)) for one in signature.wrt)
         return {"value": value, "gradients": collected, **answer}
 
     return compute
@@ -100,11 +101,11 @@ def _collect(variable: Variable, signature: Signature, gradients: Mapping[Variab
         return gradients[str(variable.name), None]
     if variable.kind == "leaf":
         return gradients[str(variable.name), variable.leaf]
-    trees = {
-        model.name: OrderedDict((leaf, gradients[model.name, leaf]) for leaf, _ in model.params)
+    trees = OrderedDict(
+        (model.name, OrderedDict((leaf, gradients[model.name, leaf]) for leaf, _ in model.params))
         for model in signature.models
         if variable.name in (None, model.name)
-    }
+    )
     return next(iter(trees.values())) if len(trees) == 1 else trees
 
 
@@ -128,20 +129,22 @@ def _loss(
             targets.append(result_of(program))
         targets += _trained_calls(evaluation, targets)
         found = dict(zip(targets, evaluation.evaluate(targets, environment), strict=True))
-        terms = {
-            name: _scalar(evaluation, named_value(program, name), found, f"the term '{name}'")
+        terms = OrderedDict(
+            (name, _scalar(evaluation, named_value(program, name), found, f"the term '{name}'"))
             for name in signature.terms
-        }
+        )
         if signature.weighted:
             value = sum(arguments["weights"][name] * term for name, term in terms.items())
         else:
             value = _scalar(evaluation, result_of(program), found, "the loss")
-        outputs = {name: _result(found[named_value(program, name)], name) for name in signature.outputs}
-        trained = {
-            model.name: environment.state[model.name]
+        outputs = OrderedDict(
+            (name, _result(evaluation, name, found[named_value(program, name)])) for name in signature.outputs
+        )
+        trained = OrderedDict(
+            (model.name, OrderedDict((leaf, environment.state[model.name][leaf]) for leaf, _ in model.state))
             for model in signature.models
-            if environment.state[model.name] and _is_trained(evaluation, model.name, targets)
-        }
+            if model.state and _is_trained(evaluation, model.name, targets)
+        )
         return value, {"terms": terms, "outputs": outputs, "state": trained}
 
     return loss
@@ -153,7 +156,7 @@ def _outputs(evaluation: Evaluation, signature: Signature, arguments: Any) -> Tr
     targets = [named_value(program, name) for name in signature.outputs]
     found = evaluation.evaluate(targets, environment)
     return OrderedDict(
-        (name, _result(value, name)) for name, value in zip(signature.outputs, found, strict=True)
+        (name, _result(evaluation, name, value)) for name, value in zip(signature.outputs, found, strict=True)
     )
 
 
@@ -185,8 +188,9 @@ def named_value(program: graph.Program, name: str) -> int:
         return program.names[name]
     if name == "result":
         return result_of(program)
-    known = ", ".join(program.names)
-    raise Refusal("unknown_name", f"the program has no value '{name}'; it has {known}")
+    hint = nearest(name, program.names)
+    known = ", ".join(list(program.names)[:20])
+    raise Refusal("unknown_name", f"the program has no value '{name}'{hint}; it has {known or 'none'}")
 
 
 def result_of(program: graph.Program) -> int:
@@ -205,7 +209,8 @@ def result_of(program: graph.Program) -> int:
 def _scalar(evaluation: Evaluation, index: int, found: Mapping[int, Any], what: str) -> Any:
     value = found[index]
     program = evaluation.meaning.program
-    span = program.nodes[index].span
+    is_loss = index == program.result and what == "the loss"
+    span = program.result_span if is_loss else program.nodes[index].span
     where = place(program.text, span) if span else None
     if isinstance(value, bool | int | float):
         return jnp.asarray(value, evaluation.meaning.dtype)
@@ -217,9 +222,12 @@ def _scalar(evaluation: Evaluation, index: int, found: Mapping[int, Any], what: 
     return value
 
 
-def _result(value: Any, name: str) -> Any:
+def _result(evaluation: Evaluation, name: str, value: Any) -> Any:
     """A value as arrays: numbers become scalars, tuples and trees stay what they are."""
-    for leaf in jax.tree.leaves(value):
-        if isinstance(leaf, str):
-            raise Refusal("wrong_kind", f"'{name}' is a text, not an array")
-    return jax.tree.map(jnp.asarray, value)
+    try:
+        return arrays_in(value, f"'{name}'", evaluation.meaning.dtype)
+    except Refusal as refusal:
+        program = evaluation.meaning.program
+        span = program.nodes[named_value(program, name)].span
+        refusal.where = place(program.text, span) if span else None
+        raise

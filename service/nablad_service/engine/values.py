@@ -59,10 +59,31 @@ def array(value: Value, name: str = "the argument") -> jax.Array:
         Refusal: `wrong_kind` for trees, strings and None.
     """
     if isinstance(value, tuple) and value:
-        return jnp.stack([array(item, name) for item in value])
+        items = [array(item, name) for item in value]
+        shapes = [item.shape for item in items]
+        if len(set(shapes)) != 1:
+            detail = f"{name} is a list of arrays of unequal shapes: {', '.join(map(str, shapes))}"
+            raise Refusal("shape_mismatch", detail, extra={"shapes": [list(shape) for shape in shapes]})
+        return jnp.stack(items)
     if not (is_array(value) or is_static(value)):
         raise Refusal("wrong_kind", f"{name} must be an array, not {show(value)}")
     return jnp.asarray(value)
+
+
+def arrays_in(value: Value, what: str, dtype: Any) -> Value:
+    """`value` with its numbers as arrays, floats of `dtype`; tuples and trees stay what they are.
+
+    Raises:
+        Refusal: `wrong_kind` where there is a text or None in it.
+    """
+    if isinstance(value, tuple):
+        return tuple(arrays_in(item, what, dtype) for item in value)
+    if isinstance(value, dict):
+        return map_tree(jnp.asarray, value)
+    if isinstance(value, str) or value is None:
+        kind = "a text" if isinstance(value, str) else "None"
+        raise Refusal("wrong_kind", f"{what} gives {kind}, not an array")
+    return jnp.asarray(value, dtype) if isinstance(value, float) else jnp.asarray(value)
 
 
 def static_int(value: Value, name: str) -> int:
@@ -95,6 +116,20 @@ def axis(value: Value, rank: int, name: str = "axis") -> int | tuple[int, ...] |
         if not -rank <= one < rank:
             raise Refusal("shape_mismatch", f"{name} {one} does not exist: the array has {rank} axes")
     return axes if isinstance(value, tuple) else axes[0]
+
+
+def one_axis(value: Value, rank: int, name: str = "axis") -> int:
+    """An `axis` argument that must name one axis."""
+    return static_int(axis(static_int(value, name), rank, name), name)
+
+
+def number(value: Value, name: str) -> Value:
+    """A number of the text, or an array.
+
+    Raises:
+        Refusal: `wrong_kind` for anything else.
+    """
+    return value if is_static(value) else array(value, name)
 
 
 def flag(value: Value, name: str) -> bool:

@@ -47,6 +47,9 @@ def _vmap(lowering: Lowering, node: ast.Call, scope: Scope) -> Mapped:
             lowering.unknown(given[0].id, scope, Span.of(given[0]))
         detail = "vmap maps a def, a model or an operator; the call comes after: vmap(f)(x)"
         lowering.refuse("wrong_kind", detail, Span.of(given[0]))
+    if isinstance(function, Operator) and lowering.operators[function.name].family == "derivative":
+        detail = f"vmap cannot map {function.name}; write a def of one example that uses it"
+        lowering.refuse("wrong_kind", detail, Span.of(given[0]))
     return Mapped(function, _axes(lowering, in_axes) if in_axes is not None else None)
 
 
@@ -104,6 +107,8 @@ def _invoke(
     span: Span,
 ) -> int:
     match function:
+        case Operator("vmap"):
+            lowering.refuse("wrong_kind", "vmap maps a function: vmap(f)(x); it has no other name", span)
         case Operator(name):
             signature = lowering.operators[name]
             check_arity(lowering, signature, len(arguments), keywords, span)

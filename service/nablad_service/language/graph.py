@@ -227,6 +227,8 @@ class Program:
     bindings: Mapping[str, int]
     result: int | None
     """The last expression; None where the text ends with an assignment."""
+    result_span: Span | None
+    """Where the last expression stands: a name there is a place of its own."""
     orders: tuple[int, ...] = field(repr=False)
     """Derivatives inside one another, by node."""
 

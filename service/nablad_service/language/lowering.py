@@ -80,6 +80,7 @@ class Lowering:
         self.parameters: dict[str, int] = {}
         self.leaves: dict[tuple[str, str], int] = {}
         self.frame = Frame()
+        self.result_span: Span | None = None
 
     # -- nodes
 
@@ -119,7 +120,14 @@ class Lowering:
         result = self.body(module.body, top, reserved)
         names = {name: meaning.index for name, meaning in top.names.items() if isinstance(meaning, Variable)}
         return graph.Program(
-            self.text, tuple(self.nodes), names, input_nodes, dict(self.bindings), result, tuple(self.orders)
+            self.text,
+            tuple(self.nodes),
+            names,
+            input_nodes,
+            dict(self.bindings),
+            result,
+            self.result_span,
+            tuple(self.orders),
         )
 
     def _add_parameters(self, module: ast.Module, model: str) -> None:
@@ -152,9 +160,13 @@ class Lowering:
                         statement.name, Function(statement, scope), scope, reserved, Span.of(statement)
                     )
                 case ast.Return(value=ast.expr() as value) | ast.Expr(value=value) if last:
+                    self.result_span = Span.of(value)
                     return self.expression(value, scope)
+                case ast.Return():
+                    detail = "return stands on the last line and gives a value: return x"
+                    self.refuse("syntax", detail, Span.of(statement))
                 case _:
-                    detail = "only the last line may be a bare expression or a return; assign this to a name"
+                    detail = "only the last line may be a bare expression; assign this to a name"
                     self.refuse("syntax", detail, Span.of(statement))
         return None
 
@@ -267,12 +279,12 @@ class Lowering:
 
     def unknown(self, name: str, scope: Scope, span: Span) -> NoReturn:
         """Refuse a name that is not defined, with the nearest that is."""
-        known = scope.known() | set(self.operators) | set(CONSTANTS)
-        detail = f"'{name}' is not defined{nearest(name, sorted(known))}"
-        if not nearest(name, sorted(known)):
-            here = ", ".join(sorted(scope.known())) or "nothing"
-            detail += f"; defined here: {here}, and the operators of GET /v1/operators"
-        self.refuse("unknown_name", detail, span, name=name)
+        hint = nearest(name, sorted(scope.known() | set(self.operators) | set(CONSTANTS)))
+        here = sorted(scope.known())
+        shown = ", ".join(here[:12]) + (f" and {len(here) - 12} more" if len(here) > 12 else "")
+        hint = hint or f"; defined here: {shown or 'nothing'}, and the operators"
+        detail = f"'{name[:60]}' is not defined{hint} (data are sent in inputs)"
+        self.refuse("unknown_name", detail, span, name=name[:60])
 
     def attribute(self, value: ast.expr, attr: str, scope: Scope, span: Span) -> int:
         """`.T`, `.shape`, and `.params` of a model."""
@@ -281,7 +293,7 @@ class Lowering:
                 case ast.Name(id=name) if isinstance(scope.find(name), Model):
                     return self.parameters[name]
                 case ast.Name(id=name) if scope.find(name) is None:
-                    self.unknown(name, scope, Span.of(value))
+                    self.name(name, scope, Span.of(value))
             self.refuse("wrong_kind", "only a model has .params", span)
         operator = "transpose" if attr == "T" else "shape"
         return self.apply(operator, [self.expression(value, scope)], span)

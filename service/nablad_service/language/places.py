@@ -47,5 +47,7 @@ def refusal(code: str, detail: str, text: str, span: Span | None = None, **extra
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'tanh'?"` where a known name is close, else nothing."""
+    if len(name) > 100:  # no name that anyone typed; comparing it with all others would take its time
+        return ""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""

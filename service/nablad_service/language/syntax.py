@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 
 from nablad_service.language.limits import Limits
 from nablad_service.language.places import Span, refusal
@@ -40,6 +41,10 @@ INSTEAD: dict[type[ast.AST], str] = {
 }
 
 
+# What Python's parser says, and what helps.
+BETTER_SAID = {"Exceeds the limit": "a number has too many digits; write 1e20 for a float"}
+
+
 def read(text: str, limits: Limits) -> ast.Module:
     """Parse `text` and check that it holds nothing but the language.
 
@@ -66,11 +71,10 @@ def read(text: str, limits: Limits) -> ast.Module:
 
 def _syntax_error(text: str, error: SyntaxError) -> tuple[str, str, Span | None]:
     message = (error.msg or "invalid syntax").split(" (")[0]
-    if "Exceeds the limit" in message:
-        message = "a number has too many digits; write 1e20 for a float"
-    lines = text.splitlines()
+    message = next((better for said, better in BETTER_SAID.items() if said in message), message)
+    lines = re.split("\r\n|\r|\n", text)  # as the parser splits them; str.splitlines knows more ends
     if not error.lineno or not 0 < error.lineno <= len(lines):
-        return f"the program ends too early: {message}", text, None
+        return f"the program cannot be read: {message}", text, None
     line = lines[error.lineno - 1]
     # SyntaxError counts characters from 1; spans count bytes from 0.
     start = len(line[: max((error.offset or 1) - 1, 0)].encode())
@@ -78,17 +82,17 @@ def _syntax_error(text: str, error: SyntaxError) -> tuple[str, str, Span | None]
 
 
 def _check_depth(module: ast.Module, text: str, limits: Limits) -> None:
-    waiting: list[tuple[ast.AST, int]] = [(statement, 0) for statement in module.body]
+    waiting: list[tuple[ast.AST, int, Span | None]] = [(statement, 0, None) for statement in module.body]
     while waiting:
-        node, depth = waiting.pop()
+        node, depth, around = waiting.pop()
+        span = Span.of(node) if isinstance(node, ast.expr | ast.stmt) else around
         if depth > limits.depth:
-            span = Span.of(node) if isinstance(node, ast.expr | ast.stmt) else None
             detail = f"brackets and calls are nested deeper than {limits.depth}; name a part of it"
             raise refusal("limit", detail, text, span)
         for child in ast.iter_child_nodes(node):
             # A chain `a + b + c` leans to the left: it is long, not deep.
             chained = isinstance(node, ast.BinOp) and child is node.left
-            waiting.append((child, depth if chained else depth + 1))
+            waiting.append((child, depth if chained else depth + 1, span))
 
 
 def _check_node(node: ast.AST, text: str) -> None:
@@ -115,8 +119,17 @@ def _check_node(node: ast.AST, text: str) -> None:
         _check_constant(node, text, span)
     if isinstance(node, ast.FunctionDef):
         _check_def(node, text, span)
-    if isinstance(node, ast.Call) and any(keyword.arg is None for keyword in node.keywords):
-        raise refusal("syntax", "** in a call is not part of the loss language", text, span)
+    if isinstance(node, ast.Call):
+        _check_keywords(node, text, span)
+
+
+def _check_keywords(node: ast.Call, text: str, span: Span | None) -> None:
+    names = [keyword.arg for keyword in node.keywords]
+    for name in names:
+        if name is None:
+            raise refusal("syntax", "** in a call is not part of the loss language", text, span)
+        if names.count(name) > 1:
+            raise refusal("arity", f"the argument '{name}' is given twice", text, span)
 
 
 def _check_constant(node: ast.Constant, text: str, span: Span | None) -> None:
@@ -140,6 +153,10 @@ def _check_def(node: ast.FunctionDef, text: str, span: Span | None) -> None:
         or arguments.posonlyargs
         or any(argument.annotation for argument in arguments.args)
     )
+    names = [argument.arg for argument in arguments.args]
+    for name in names:
+        if names.count(name) > 1:
+            raise refusal("syntax", f"def {node.name} has two arguments called '{name}'", text, span)
     if not plain or node.decorator_list or node.returns:
         detail = f"def {node.name} takes plain names only: no defaults, annotations, stars or decorators"
         raise refusal("syntax", detail, text, span)
@@ -151,23 +168,33 @@ def _check_def(node: ast.FunctionDef, text: str, span: Span | None) -> None:
             raise refusal("syntax", detail, text, Span.of(statement))
 
 
+# How the parser's node types are written by people.
+SPELLED = {
+    "ListComp": "a comprehension",
+    "SetComp": "a comprehension",
+    "DictComp": "a comprehension",
+    "GeneratorExp": "a comprehension",
+    "Import": "'import'",
+    "ImportFrom": "'import'",
+    "Lambda": "'lambda'",
+    "IfExp": "'if'",
+    "BoolOp": "'and' and 'or'",
+    "AugAssign": "'+='",
+    "AnnAssign": "an annotation",
+    "NamedExpr": "':='",
+    "ClassDef": "'class'",
+    "JoinedStr": "an f-string",
+    "AsyncFunctionDef": "'async'",
+    "AsyncFor": "'async'",
+    "AsyncWith": "'async'",
+    "Delete": "'del'",
+    "YieldFrom": "'yield'",
+    "Dict": "a dictionary",
+    "Set": "a set",
+    "Starred": "'*'",
+}
+
+
 def _name(node: ast.AST) -> str:
-    words = {"ListComp": "a comprehension", "GeneratorExp": "a comprehension", "Import": "import"}
     kind = type(node).__name__
-    return words.get(kind, f"'{_keyword(kind)}'")
-
-
-def _keyword(kind: str) -> str:
-    keywords: dict[str, str] = {
-        "ImportFrom": "import",
-        "Lambda": "lambda",
-        "IfExp": "if",
-        "BoolOp": "and/or",
-        "AugAssign": "+=",
-        "AnnAssign": "annotation",
-        "NamedExpr": ":=",
-        "ClassDef": "class",
-        "JoinedStr": "f-string",
-        "AsyncFunctionDef": "async def",
-    }
-    return keywords.get(kind, kind.lower())
+    return SPELLED.get(kind, f"'{kind.lower()}'")

@@ -29,6 +29,8 @@ async def read_body(request: Request) -> Body:
             connection ended early.
     """
     media = wire.media_type(request.headers.get("content-type"))
+    if (coding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise Refusal("unknown_media_type", f"bodies come without Content-Encoding, not as '{coding}'")
     answer, encoding = wire.answer_type(request.headers.get("accept"), media)
     limit = request.app.state.settings.max_body_bytes
     announced = request.headers.get("content-length", "")

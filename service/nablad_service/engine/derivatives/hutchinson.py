@@ -50,6 +50,7 @@ def reverse(problem: Differentiation) -> Value:
 def check(shapes: Shapes) -> None:
     """y and x of one shape with coordinates last; v like x, or with one more leading axis."""
     need_array(shapes.x, "hutchinson_trace")
+    need_array(shapes.vectors[0], "hutchinson_trace", "the probes")
     x, y, v = tuple(shapes.x.shape), tuple(shapes.y.shape), tuple(shapes.vectors[0].shape)
     if x != y or not x:
         detail = f"hutchinson_trace needs a square Jacobian: value and variable of one shape, not {y} and {x}"

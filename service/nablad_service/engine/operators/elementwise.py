@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from nablad_service.engine.operators.arithmetic import check_broadcast
 from nablad_service.engine.operators.row import Row, row
-from nablad_service.engine.values import Value, array, map_tree
+from nablad_service.engine.values import Value, array, map_tree, number
 
 
 def unary(name: str, doc: str, function: Callable[[Any], Any], *, aliases: tuple[str, ...] = ()) -> Row:
@@ -47,7 +47,8 @@ def where(condition: Value, a: Value, b: Value) -> Value:
 
 def clip(x: Value, lower: Value, upper: Value) -> Value:
     """`x` held between two bounds; None leaves a side open."""
-    return jnp.clip(array(x), lower, upper)
+    bounds = (bound if bound is None else number(bound, "a bound of clip") for bound in (lower, upper))
+    return jnp.clip(array(x), *bounds)
 
 
 def stop_gradient(y: Value) -> Value:

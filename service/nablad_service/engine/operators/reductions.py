@@ -37,7 +37,7 @@ def norm(x: Value, axis: Value = None, keepdims: Value = False, eps: Value = 0) 
         squares = jnp.sum(jnp.square(operand), axis=over, keepdims=values.flag(keepdims, "keepdims"))
     if values.is_static(eps) and eps == 0:
         return jnp.sqrt(squares)
-    return jnp.sqrt(squares + eps**2)
+    return jnp.sqrt(squares + values.number(eps, "eps") ** 2)
 
 
 def along(name: str, doc: str, function: Callable[..., Any], default: str) -> Row:

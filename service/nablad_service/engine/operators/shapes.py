@@ -44,8 +44,7 @@ def stack(arrays: Value, axis: Value = 0) -> Value:
     if len(set(shapes)) != 1:
         detail = f"stack needs equal shapes, not {', '.join(map(str, shapes))}"
         raise Refusal("shape_mismatch", detail, extra={"shapes": [list(one) for one in shapes]})
-    where = values.axis(axis, items[0].ndim + 1)
-    assert isinstance(where, int)
+    where = values.one_axis(axis, items[0].ndim + 1)
     return jnp.stack(items, axis=where)
 
 
@@ -55,8 +54,7 @@ def concat(arrays: Value, axis: Value = 0) -> Value:
     shapes = [item.shape for item in items]
     if not items[0].ndim:
         raise Refusal("shape_mismatch", "concat joins arrays along an axis; numbers are joined by stack")
-    where = values.axis(axis, items[0].ndim)
-    assert isinstance(where, int)
+    where = values.one_axis(axis, items[0].ndim)
     rest = {tuple(n for i, n in enumerate(one) if i != where % len(one)) for one in shapes if one}
     if len({len(one) for one in shapes}) != 1 or len(rest) != 1:
         detail = f"concat along axis {where} needs shapes equal but there, not {', '.join(map(str, shapes))}"
@@ -92,9 +90,7 @@ def squeeze(x: Value, axis: Value = None) -> Value:
 def expand_dims(x: Value, axis: Value) -> Value:
     """With a new axis of length one."""
     operand = array(x)
-    where = values.axis(axis, operand.ndim + 1)
-    assert where is not None
-    return jnp.expand_dims(operand, where)
+    return jnp.expand_dims(operand, values.one_axis(axis, operand.ndim + 1))
 
 
 def take(x: Value, indices: Value, axis: Value = 0) -> Value:
@@ -102,8 +98,7 @@ def take(x: Value, indices: Value, axis: Value = 0) -> Value:
     operand, positions = array(x), array(indices)
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise Refusal("wrong_dtype", f"positions are whole numbers, not {show(positions)}")
-    where = values.axis(axis, operand.ndim)
-    return jnp.take(operand, positions, axis=where)  # type: ignore[arg-type]
+    return jnp.take(operand, positions, axis=values.one_axis(axis, operand.ndim))
 
 
 def broadcast_to(x: Value, shape: Value) -> Value:
@@ -135,7 +130,9 @@ def _shape(value: Value) -> tuple[int, ...]:
     size = 1
     for length in target:
         size *= length
-        if length < 0 or size >= LARGEST:
+        if length < 0:
+            raise Refusal("shape_mismatch", f"a shape has no negative lengths: {target}")
+        if size >= LARGEST:
             raise Refusal("limit", f"an array of shape {target} is not made here: at most 2**31 entries")
     return target
 
@@ -164,7 +161,8 @@ def arange(n: Value, *, dtype: Any) -> Value:
 
 def linspace(start: Value, stop: Value, n: Value, *, dtype: Any) -> Value:
     """n numbers from start to stop, both included."""
-    return jnp.linspace(start, stop, _shape(n)[0], dtype=dtype)
+    first, last = values.number(start, "start"), values.number(stop, "stop")
+    return jnp.linspace(first, last, _shape(n)[0], dtype=dtype)
 
 
 def like(make: Any) -> Any:
