@@ -13,7 +13,7 @@ FROM ${BASE_IMAGE} AS build
 RUN python3 -c 'import ensurepip' 2>/dev/null || { \
         apt-get update \
         && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3 python3-venv \
-        && rm -rf /var/lib/apt/lists/*; \
+        && apt-get clean && rm -rf /var/lib/apt/lists/*; \
     }
 RUN python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nablad needs Python 3.11: take another BASE_IMAGE")'
 
@@ -52,7 +52,7 @@ LABEL org.opencontainers.image.title="nablad" \
 RUN command -v python3 >/dev/null || { \
         apt-get update \
         && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3 \
-        && rm -rf /var/lib/apt/lists/*; \
+        && apt-get clean && rm -rf /var/lib/apt/lists/*; \
     }
 
 # The user owns two folders and no code. Libraries that write to a home write to the cache.

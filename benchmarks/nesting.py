@@ -124,9 +124,9 @@ def main() -> int:
         machine = f"{jax.devices()[0].device_kind}, {platform.machine()}, JAX {jax.__version__}, float32"
         PAGE.write_text(
             "# Nesting of inner gradients\n\n"
-            f"`python benchmarks/nesting.py` on: {machine}. Medians of 60 interleaved runs of the loss with its\n"
-            "gradient with respect to the parameters; a ratio below 1 means that forward over reverse is faster, and\n"
-            f"differences under 15 % are ties.\n\n{table(rows)}\n"
+            f"`python benchmarks/nesting.py` on: {machine}. Medians of 60 interleaved runs of the loss with\n"
+            "its gradient in the parameters; below 1, forward over reverse is faster. Differences under\n"
+            f"15 % are ties.\n\n{table(rows)}\n"
         )
     return 0
 

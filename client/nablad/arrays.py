@@ -82,6 +82,9 @@ def _from_members(value: Mapping[str, Any], name: str) -> NDArray[Any]:
                 f"the array '{name}' has {array.size} entries, its shape {shape} needs {math.prod(shape)}"
             )
             raise Refusal("invalid_array", detail)
+        exact = np.dtype(dtype).kind == "f" or np.array_equal(array.astype(dtype), array)
+        if not exact:
+            raise Refusal("invalid_array", f"the array '{name}' holds numbers that {dtype} cannot hold")
         return array.astype(dtype).reshape(shape)
     shape = _shape(value.get("shape"), name)
     kind = np.dtype(dtype).newbyteorder("<")

@@ -53,7 +53,9 @@ def answer_type(accept: str | None, default: str) -> tuple[str, Encoding]:
     offers = []
     for position, item in enumerate(accept.split(",")):
         bare, *pairs = [part.strip() for part in item.split(";")]
-        settings = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+        settings = {
+            name: value.strip('"') for name, equals, value in (p.partition("=") for p in pairs) if equals
+        }
         offers.append((-_quality(settings.get("q", "1")), position, bare.lower(), settings))
     for quality, _, bare, settings in sorted(offers, key=lambda offer: offer[:2]):
         if quality == 0:

@@ -33,6 +33,10 @@ SMALL = 64 * 1024
 """Bytes that are decoded or encoded on the event loop: a thread would cost more than the work."""
 
 
+LARGEST_LISTS = 64 * 1024 * 1024
+"""Bytes of arrays that are written as nested lists: as Python's numbers they take many times the room."""
+
+
 @dataclass(frozen=True)
 class Body:
     """A request's bytes and the formats it comes and wants to be answered in."""
@@ -87,8 +91,11 @@ class Pipeline:
         decoded = time.perf_counter() - started
 
         async def work() -> tuple[dict[str, Any], Finished[dict[str, Any]], bool, float]:
-            finished = await self.scheduler.run(lambda: self.engine.check(query))
-            return {**finished.result, "dtype": "float64"}, finished, True, 0.0
+            started = time.perf_counter()
+            compare = await self.programs.check(query)
+            compiling = time.perf_counter() - started
+            finished = await self.scheduler.run(compare)
+            return {**finished.result, "dtype": "float64"}, finished, True, compiling
 
         return await self._finish(query, body, decoded, work)
 
@@ -97,6 +104,9 @@ class Pipeline:
             started = time.perf_counter()
             executable, compiled = await self.programs.executable(query)
             compiling = time.perf_counter() - started if compiled else 0.0
+            if body.encoding == "lists" and executable.answer_bytes > LARGEST_LISTS:
+                detail = f"the answer has {executable.answer_bytes / 1e6:.0f} MB, too much for nested lists"
+                raise Refusal("limit", f"{detail}; accept {wire.MSGPACK} or {wire.JSON}; arrays=base64")
             finished = await self.scheduler.run(lambda: executable.run(query))
             return _sections(finished.result, executable), finished, compiled, compiling
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from nablad_service.engine.engine import Engine, Executable
 from nablad_service.query import Query, Signature
@@ -45,6 +47,11 @@ class Programs:
         loop = asyncio.get_running_loop()
         traced = await loop.run_in_executor(self._checkers, self._engine.trace, query)
         return await loop.run_in_executor(self._compilers, self._engine.compile, traced)
+
+    async def check(self, query: Query) -> Callable[[], dict[str, Any]]:
+        """The compiled comparison of a query's gradients with differences; not kept."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._compilers, self._engine.compile_check, query)
 
     def _settle(self, signature: Signature, future: asyncio.Task[Executable]) -> None:
         self._compiling.pop(signature, None)

@@ -90,6 +90,7 @@ class Query:
     params: Mapping[str, Arrays]
     state: Mapping[str, Arrays]
     weights: Mapping[str, float]
+    seed: int = 0
     deadline_ms: float | None = None
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -37,6 +38,7 @@ class Scheduler:
 
     def __init__(self, limit: int) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._lock = threading.Lock()
         self._limit = limit
         self._pending = 0
         self._finished = 0
@@ -57,11 +59,16 @@ class Scheduler:
             result = work()
             return Finished(result, started - queued, time.perf_counter() - started)
 
-        self._pending += 1
-        try:
-            # Cancelling the wait cancels the work if it has not begun.
-            return await asyncio.wrap_future(self._thread.submit(timed))
-        finally:
+        with self._lock:
+            self._pending += 1
+        future = self._thread.submit(timed)
+        future.add_done_callback(self._done)
+        # Cancelling the wait cancels the work if it has not begun.
+        return await asyncio.wrap_future(future)
+
+    def _done(self, future: Future[Finished[T]]) -> None:
+        # Called on the device's thread, or on the caller's where the work is cancelled before it began.
+        with self._lock:
             self._pending -= 1
             self._finished += 1
 

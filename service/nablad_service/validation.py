@@ -103,7 +103,7 @@ def _query(
         dtype=dtype,
     )
     models = {name: one.model for name, one in hosted.items()}
-    return Query(signature, models, inputs, params, state, weights, request.deadline_ms)
+    return Query(signature, models, inputs, params, state, weights, request.seed, request.deadline_ms)
 
 
 def _usable(name: str) -> bool:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from ask import NESTINGS, agree, evaluate, gradient, rng
 
+from nablad.problems import Refusal
+
 A = rng(4, 4, seed=1)
 S = A + A.T
 X = rng(4, seed=2)
@@ -137,6 +139,43 @@ sum(vmap(rows, in_axes=(0, None))(s, t))
         {"x": rng(3, 4), "S": A[:, :2]},
         np.sum(((1 - np.tanh(rng(3, 4) @ A[:, :2]) ** 2)[:, :, None] * A[:, :2].T) ** 2),
     ),
+    "laplacian of one point": Case(
+        "laplacian(sum(x**3) + x @ S @ x, x) * c",
+        {"x": X, "S": S, "c": np.array(2.0)},
+        2 * (np.sum(6 * X) + 2 * np.trace(S)),
+        {"x": np.full(4, 12.0), "S": 4 * np.eye(4), "c": np.sum(6 * X) + 2 * np.trace(S)},
+    ),
+    "laplacian of a batch": Case(
+        "u = sum(x**4, axis=1) * w\nsum(laplacian(u, x)**2)",
+        {"x": rng(3, 4), "w": rng(3, seed=5)},
+        np.sum((12 * np.sum(rng(3, 4) ** 2, 1) * rng(3, seed=5)) ** 2),
+        {"x": 2 * (12 * np.sum(rng(3, 4) ** 2, 1) * rng(3, seed=5) ** 2)[:, None] * 24 * rng(3, 4)},
+    ),
+    "laplacian of a laplacian": Case(
+        "laplacian(laplacian(sum(x**2)**3, x), x)",
+        {"x": X},
+        # of r^6 in d dimensions: 6 (d + 4) r^4, and of r^4: 4 (d + 2) r^2
+        6 * (4 + 4) * 4 * (4 + 2) * np.sum(X**2),
+        {"x": 6 * (4 + 4) * 4 * (4 + 2) * 2 * X},
+    ),
+    "divergence of a batch": Case(
+        "sum(divergence(tanh(x @ A), x) * w)",
+        {"x": rng(3, 4), "A": A, "w": rng(3, seed=5)},
+        np.sum(np.sum((1 - np.tanh(rng(3, 4) @ A) ** 2) * np.diag(A), 1) * rng(3, seed=5)),
+    ),
+    "hutchinson with its standard error": Case(
+        "trace, error = hutchinson(A @ x, x, v)\ntrace + 0 * error",
+        {"x": X, "A": A, "v": rng(5, 4, seed=6)},
+        np.mean(np.einsum("ki,ij,kj->k", rng(5, 4, seed=6), A, rng(5, 4, seed=6))),
+        {"A": np.einsum("ki,kj->ij", rng(5, 4, seed=6), rng(5, 4, seed=6)) / 5},
+    ),
+    "trees as vectors and back": Case(
+        'v = ravel(t) * w\nb = unravel_like(v, t)\nsum(b["a"] @ b["a"].T) + sum(b["c"]**3)',
+        {"t": {"c": V, "a": A}, "w": rng(20, seed=3)},
+        (lambda a, c: np.sum(a @ a.T) + np.sum(c**3))(
+            A * rng(20, seed=3)[4:].reshape(4, 4), V * rng(20, seed=3)[:4]
+        ),
+    ),
     "numbers of the text can be variables": Case(
         "nu = 0.5\nd(nu**2 * t, nu)", {"t": np.array(3.0)}, 3.0, {"t": 1.0}
     ),
@@ -150,7 +189,7 @@ def test_value_and_gradients_have_their_closed_form(name: str, nesting: str) -> 
     case = CASES[name]
     wrt = list(case.gradients) or list(case.inputs)
     found = gradient(case.program, case.inputs, wrt=wrt, nesting=nesting)
-    agree(found["value"], case.value, 1e-13)
+    agree(found["value"], case.value, 2e-13)
     for key, expected in case.gradients.items():
         agree(found["gradients"][key], expected, 1e-12)
 
@@ -210,3 +249,60 @@ def test_two_ways_are_two_ways() -> None:
     )
     agree(forward, reverse)
     assert not np.array_equal(forward, reverse)
+
+
+def test_standard_error_is_that_of_the_mean() -> None:
+    v = rng(6, 4, seed=6)
+    trace, error = evaluate("hutchinson(A @ x, x, v)", {"x": X, "A": A, "v": v})
+    samples = np.einsum("ki,ij,kj->k", v, A, v)
+    agree(trace, samples.mean())
+    agree(error, samples.std(ddof=1) / np.sqrt(6))
+
+
+def test_random_probes_follow_their_seeds_and_nothing_else() -> None:
+    program = "rademacher(x, 3, seed=7)"
+    first, again = (evaluate(program, {"x": X}, seed=1) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert first.shape == (3, 4)
+    assert set(np.unique(first)) <= {-1.0, 1.0}
+    assert not np.array_equal(first, evaluate(program, {"x": X}, seed=2))
+    assert not np.array_equal(first, evaluate("rademacher(x, 3, seed=8)", {"x": X}, seed=1))
+
+
+def test_random_numbers_have_their_distributions() -> None:
+    drawn = evaluate(
+        "n = normal((20000,), seed=0)\nu = uniform((20000,), seed=1)\ns = sphere((500, 3), seed=2)\nn",
+        {},
+        outputs=["n", "u", "s"],
+    )
+    assert drawn["n"].dtype == np.float32
+    assert abs(drawn["n"].mean()) < 0.03
+    assert abs(drawn["n"].std() - 1) < 0.03
+    assert 0 <= drawn["u"].min() < 0.01
+    assert 0.99 < drawn["u"].max() < 1
+    agree(np.sum(drawn["s"] ** 2, 1), np.full(500, 3.0), 1e-5)
+
+
+def test_an_unbiased_trace_from_probes_drawn_in_the_program() -> None:
+    program = "trace, error = hutchinson(A @ x, x, rademacher(x, 2000, seed=3))\n(trace, error)"
+    trace, error = evaluate(program, {"x": X, "A": A})
+    assert abs(trace - np.trace(A)) < 4 * error
+    assert 0 < error < 0.2
+
+
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [
+        ("laplacian(x, x)", "shape_mismatch"),
+        ("laplacian(x @ A, x)", "shape_mismatch"),
+        ("divergence(sum(x), x)", "shape_mismatch"),
+        ("hutchinson(A @ x, x, x)", "shape_mismatch"),
+        ("rademacher(x)", "arity"),
+        ("normal(x, seed=0.5)", "wrong_kind"),
+        ("unravel_like(x, A)", "shape_mismatch"),
+    ],
+)
+def test_operators_outside_their_meaning_are_refused(program: str, code: str) -> None:
+    with pytest.raises(Refusal, match=code) as refused:
+        evaluate(program, {"x": X} | ({"A": A} if "A" in program else {}))
+    assert refused.value.where is not None

@@ -25,23 +25,19 @@ BATCH = 64
 """Perturbed losses that are evaluated together."""
 
 
-def check(
-    compute: Callable[[Any], Any], value: Callable[[Any], Any], arguments: Any, signature: Signature
-) -> dict[str, Any]:
-    """Compare each gradient with differences of the loss.
+def checker(
+    compute: Callable[[Any], Any], value: Callable[[Any], Any], signature: Signature
+) -> Callable[[Any], Any]:
+    """A traceable function of a query's arguments that compares each gradient with differences of the loss.
 
     Args:
         compute: the objective of a query whose float type is float64.
         value: its loss alone.
-        arguments: its arguments.
         signature: the query's signature; each entry of `wrt` is checked by itself.
-
-    Returns:
-        `value`, and by entry of `wrt`: `max_abs_difference`, `max_abs_gradient`, `relative`, `compared`
-        (how many numbers) and `method` (`"entries"` or `"directions"`).
     """
 
     def everything(arguments: Any) -> Any:
+        # One program: compiling many small ones would cost more than all the differences.
         answer = compute(arguments)
         compared = {
             variable.key: _compare(
@@ -51,9 +47,17 @@ def check(
         }
         return answer["value"], compared
 
-    # One program: compiling many small ones would cost more than all the differences.
-    found, compared = jax.device_get(jax.jit(everything)(arguments))
-    return {"value": found, "arguments": {key: _report(*one) for key, one in compared.items()}}
+    return everything
+
+
+def report(found: Any) -> dict[str, Any]:
+    """What a checker found, by entry of `wrt`.
+
+    `max_abs_difference`, `max_abs_gradient`, `relative`, `compared` (how many numbers) and `method`
+    (`"entries"` or `"directions"`).
+    """
+    value, compared = found
+    return {"value": value, "arguments": {key: _report(*one) for key, one in compared.items()}}
 
 
 def _report(difference: Any, largest: Any, count: Any, every_entry: Any) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ class Traced:
 
     plan: Plan
     computation: Any
-    seconds: float
+    answer_bytes: int
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Executable:
 
     plan: Plan
     compiled: Any
-    seconds: float
+    answer_bytes: int
+    """Size of all arrays of the answer."""
 
     def run(self, query: Query) -> dict[str, Any]:
         """The answer's arrays, on the host: `value`, `terms`, `gradients`, `outputs`, `state`.
@@ -110,7 +111,6 @@ class Engine:
         Raises:
             Refusal: pointing at the piece of text that does not fit.
         """
-        started = time.perf_counter()
         evaluation = self._evaluation(query)
         compute = objective(evaluation, query.signature)
         try:
@@ -118,21 +118,26 @@ class Engine:
         except NotImplementedError as error:
             detail = f"JAX cannot differentiate this: {str(error).splitlines()[0]}"
             raise Refusal("not_differentiable", detail) from error
-        plan = plan_of(evaluation, query.signature)
-        return Traced(plan, computation, time.perf_counter() - started)
+        answer = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(computation.out_info))
+        if answer > self.limits.array_bytes:
+            size, limit = answer / 1e9, self.limits.array_bytes / 1e9
+            detail = f"the answer would have {size:.1f} GB, the limit is {limit:.1f} GB; ask for less of it"
+            raise Refusal("limit", detail)
+        return Traced(plan_of(evaluation, query.signature), computation, answer)
 
     def compile(self, traced: Traced) -> Executable:
         """Compile for the device."""
-        started = time.perf_counter()
-        compiled = traced.computation.lower().compile()
-        return Executable(traced.plan, compiled, traced.seconds + time.perf_counter() - started)
+        return Executable(traced.plan, traced.computation.lower().compile(), traced.answer_bytes)
 
-    def check(self, query: Query) -> dict[str, Any]:
-        """The query's gradients against central differences in float64; see `differences`."""
+    def compile_check(self, query: Query) -> Callable[[], dict[str, Any]]:
+        """Compile the query's gradients against central differences; the result runs them."""
         evaluation = self._evaluation(query)
         signature = query.signature
-        compute, value = objective(evaluation, signature), loss_value(evaluation, signature)
-        return differences.check(compute, value, arguments(query), signature)
+        check = differences.checker(
+            objective(evaluation, signature), loss_value(evaluation, signature), signature
+        )
+        compiled = jax.jit(check).lower(arguments(query)).compile()
+        return lambda: differences.report(jax.device_get(compiled(arguments(query))))
 
     def _evaluation(self, query: Query) -> Evaluation:
         signature = query.signature
@@ -162,6 +167,7 @@ def arguments(query: Query) -> dict[str, Any]:
         "inputs": {name: tree(value) for name, value in query.inputs.items()},
         "params": {name: tree(value) for name, value in query.params.items()},
         "state": {name: tree(value) for name, value in query.state.items()},
+        "seed": np.uint32(query.seed % 2**32),
         "weights": {
             name: np.asarray(weight, query.signature.dtype) for name, weight in query.weights.items()
         },

@@ -33,9 +33,9 @@ class Hosted(Protocol):
         ...
 
     def apply(
-        self, params: Mapping[str, Any], state: Mapping[str, Any], x: Any, *, train: bool
+        self, params: Mapping[str, Any], state: Mapping[str, Any], x: Any, *, train: bool, key: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """The output and the new state."""
+        """The output and the new state; `key` feeds dropout."""
         ...
 
 
@@ -69,6 +69,8 @@ class Environment:
 
     values: dict[int, Value]
     state: dict[str, Mapping[str, Any]]
+    key: Any
+    """The request's random key."""
     outermost: bool = True
     examples: int = 1
     """How many examples the maps around it hold: each array here stands for so many."""
@@ -76,7 +78,8 @@ class Environment:
     def child(self, known: Mapping[int, Value]) -> Environment:
         """The same, with `known` in place; what the child computes or updates stays in the child."""
         values = {**self.values, **known}
-        return Environment(values, dict(self.state), outermost=False, examples=self.examples)
+        state = dict(self.state)
+        return Environment(values, state, self.key, outermost=False, examples=self.examples)
 
 
 @dataclass
@@ -153,6 +156,8 @@ class Evaluation:
         keywords = {name: environment.values[index] for name, index in node.keywords}
         if row.takes_dtype:
             keywords["dtype"] = self.meaning.dtype
+        if row.takes_key:
+            keywords["key"] = environment.key
         result = row.apply(*arguments, **keywords)
         self._look_for_traps(node, arguments)
         return self.settle(result)
@@ -255,7 +260,9 @@ class Evaluation:
         x = arguments[0]
         if x.dtype == bool:
             x = x.astype(self.meaning.dtype)
-        output, state = model.apply(params, environment.state[node.model], x, train=train)
+        # Dropout: one mask a call, the same wherever a derivative evaluates the call again.
+        key = jax.random.fold_in(environment.key, node.index) if train else None
+        output, state = model.apply(params, environment.state[node.model], x, train=train, key=key)
         if train:
             # Running statistics are kept, not differentiated.
             environment.state[node.model] = jax.lax.stop_gradient(state)

@@ -114,7 +114,7 @@ def _environment(evaluation: Evaluation, arguments: Any) -> Environment:
     known: dict[int, Any] = {index: arguments["inputs"][name] for name, index in program.inputs.items()}
     for name, index in program.bindings.items():
         known[index] = OrderedDict(arguments["params"][name])
-    return Environment(known, dict(arguments["state"]))
+    return Environment(known, dict(arguments["state"]), jax.random.key(arguments["seed"]))
 
 
 def _loss(

@@ -20,7 +20,7 @@ def check_arity(
     variadic = any(parameter.variadic for parameter in parameters)
     by_position = {parameter.name for parameter in parameters[:given]}
     if given > len(parameters) and not variadic:
-        detail = f"{signature.text} takes {signature.counts} arguments, {given} are given"
+        detail = f"{signature.text} takes {signature.counts}, {given} are given"
         lowering.refuse("arity", detail, span)
     names = [parameter.name for parameter in parameters]
     for keyword in keywords:

@@ -88,12 +88,17 @@ def _variable(
     lowering.refuse("not_a_name", detail, span)
 
 
+LOOKED_AT = 20
+"""Arguments of the defs around that are looked at for the reason of a refusal."""
+
+
 def _independent(lowering: Lowering, value: int, wrt: int, name: str, span: Span) -> NoReturn:
     detail = f"the value does not depend on '{name}'"
     parent = dependence.parent_that_flows(lowering.nodes, value, wrt, lowering.frame.leaves)
     held = [
         leaf
-        for leaf in lowering.frame.leaves
+        # One reason is enough, and each look walks the graph.
+        for leaf in sorted(lowering.frame.leaves)[-LOOKED_AT:]
         if dependence.path(lowering.nodes, leaf, wrt, lowering.frame.leaves - {leaf}) is not None
         and dependence.path(lowering.nodes, value, leaf, lowering.frame.leaves - {leaf}) is not None
     ]

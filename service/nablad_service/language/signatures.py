@@ -52,8 +52,10 @@ class OperatorSignature:
 
     @property
     def counts(self) -> str:
-        """How many arguments it takes, in words: `"2"`, `"1 to 3"`, `"2 or more"`."""
-        required = sum(parameter.required for parameter in self.parameters)
+        """How many arguments it takes, in words: `"1 argument"`, `"1 to 3 arguments"`."""
+        required, most = sum(parameter.required for parameter in self.parameters), len(self.parameters)
         if any(parameter.variadic for parameter in self.parameters):
-            return f"{required} or more"
-        return str(required) if required == len(self.parameters) else f"{required} to {len(self.parameters)}"
+            return f"{required} or more arguments"
+        if required != most:
+            return f"{required} to {most} arguments"
+        return "1 argument" if most == 1 else f"{most} arguments"

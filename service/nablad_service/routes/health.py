@@ -8,12 +8,14 @@ from fastapi.responses import JSONResponse
 router = APIRouter(prefix="/health", tags=["health"])
 
 
+@router.head("/live", include_in_schema=False)
 @router.get("/live", summary="Is the process alive?")
 async def live() -> JSONResponse:
     """200 as long as the event loop turns."""
     return JSONResponse({"status": "live"})
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", summary="Should it get calls?")
 async def ready(request: Request) -> JSONResponse:
     """200 while calls are welcome, 503 while the server starts or stops."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from nablad_service.engine.derivatives import (
     batched_jacobian,
+    divergence,
     gradient,
     hessian,
     hutchinson,
     hvp,
     jacobian,
     jvp,
+    laplacian,
     partial,
     vjp,
 )
@@ -27,7 +29,10 @@ ROWS: tuple[DerivativeRow, ...] = (
     vjp.ROW,
     hvp.ROW,
     hessian.ROW,
+    laplacian.ROW,
+    divergence.ROW,
     hutchinson.ROW,
+    hutchinson.WITH_ERROR,
 )
 TABLE: dict[str, DerivativeRow] = {row.signature.name: row for row in ROWS}
 

@@ -1,4 +1,4 @@
-"""`hutchinson_trace(y, x, v)`: the mean over probes of v'Jv, an unbiased estimate of the trace of J.
+"""`hutchinson_trace`, `hutchinson`: the mean over probes of v'Jv, an unbiased estimate of the trace of J.
 
 Per example where x has a leading axis of examples: the last axis holds the coordinates. Probes v are shaped
 like x, or have one more leading axis. With E[v v'] = I (Rademacher, standard normal) the mean is tr J.
@@ -21,6 +21,7 @@ from nablad_service.engine.derivatives.row import (
     DerivativeRow,
     Differentiation,
     Shapes,
+    Strategy,
     like,
     need_array,
 )
@@ -28,23 +29,40 @@ from nablad_service.engine.values import Value
 from nablad_service.language.signatures import OperatorSignature
 
 
-def _over_probes(problem: Differentiation, one: Callable[[Any], Any]) -> Value:
+def _probes(problem: Differentiation) -> Any:
+    """Probes with their leading axis, of length 1 where a single one is given."""
     v = like(problem.vectors[0], problem.x)
-    if v.ndim == problem.x.ndim:
-        return one(v)
-    return jnp.mean(jax.vmap(one)(v), axis=0)
+    return v[None] if v.ndim == problem.x.ndim else v
 
 
-def forward(problem: Differentiation) -> Value:
-    """v'(J v) by jvp."""
+def forward_samples(problem: Differentiation) -> Any:
+    """v'(J v) by jvp, for each probe."""
     _, push = jax.linearize(problem.at, problem.x)
-    return _over_probes(problem, lambda v: jnp.sum(v * push(v), axis=-1))
+    return jax.vmap(lambda v: jnp.sum(v * push(v), axis=-1))(_probes(problem))
 
 
-def reverse(problem: Differentiation) -> Value:
-    """(v'J) v by vjp."""
+def reverse_samples(problem: Differentiation) -> Any:
+    """(v'J) v by vjp, for each probe."""
     _, pull = jax.vjp(problem.at, problem.x)
-    return _over_probes(problem, lambda v: jnp.sum(v * pull(v)[0], axis=-1))
+    return jax.vmap(lambda v: jnp.sum(v * pull(v)[0], axis=-1))(_probes(problem))
+
+
+def mean(samples: Callable[[Differentiation], Any]) -> Strategy:
+    """The estimate alone."""
+    return lambda problem: jnp.mean(samples(problem), axis=0)
+
+
+def mean_and_standard_error(samples: Callable[[Differentiation], Any]) -> Strategy:
+    """The estimate and the standard error of the mean, s / √K, from the spread of K probes."""
+
+    def strategy(problem: Differentiation) -> Value:
+        found = samples(problem)
+        # Bessel's correction; the square root has no derivative where all probes agree.
+        variance = jnp.var(found, axis=0, ddof=1)
+        error = jnp.sqrt(jnp.where(variance > 0, variance, 1.0) / found.shape[0])
+        return jnp.mean(found, axis=0), jnp.where(variance > 0, error, 0.0)
+
+    return strategy
 
 
 def check(shapes: Shapes) -> None:
@@ -65,6 +83,21 @@ def independent_axes(shapes: Shapes) -> tuple[tuple[int, int], ...]:
     return tuple((axis, axis) for axis, length in enumerate(shapes.x.shape[:-1]) if length > 1)
 
 
+def check_several(shapes: Shapes) -> None:
+    """As above, with a leading axis of at least two probes: one alone says nothing about its error."""
+    check(shapes)
+    x, v = tuple(shapes.x.shape), tuple(shapes.vectors[0].shape)
+    if len(v) == len(x) or v[0] < 2:
+        detail = f"hutchinson needs two probes or more, (count, *{x}), not {v}; hutchinson_trace takes one"
+        raise Refusal("shape_mismatch", detail, extra={"shapes": [list(x), list(v)]})
+
+
+def choose(shapes: Shapes, nesting: str) -> Choice:
+    """Forward: jvp and vjp were measured to tie, and jvp needs less memory."""
+    del shapes, nesting
+    return Choice("forward", "jvp and vjp tie, jvp needs less memory")
+
+
 ROW = DerivativeRow(
     OperatorSignature(
         "hutchinson_trace",
@@ -74,7 +107,24 @@ ROW = DerivativeRow(
         order=1,
     ),
     check,
-    {"forward": forward, "reverse": reverse},
-    lambda shapes, nesting: Choice("forward", "jvp and vjp tie, jvp needs less memory"),
+    {"forward": mean(forward_samples), "reverse": mean(reverse_samples)},
+    choose,
+    independent_axes,
+)
+
+WITH_ERROR = DerivativeRow(
+    OperatorSignature(
+        "hutchinson",
+        "hutchinson(y, x, v)",
+        "(estimate, standard error) of the trace of the Jacobian from at least two probes v, per example.",
+        "derivative",
+        order=1,
+    ),
+    check_several,
+    {
+        "forward": mean_and_standard_error(forward_samples),
+        "reverse": mean_and_standard_error(reverse_samples),
+    },
+    choose,
     independent_axes,
 )

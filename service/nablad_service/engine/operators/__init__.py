@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from nablad_service.engine import derivatives
-from nablad_service.engine.operators import arithmetic, elementwise, linear_algebra, reductions, shapes
+from nablad_service.engine.operators import (
+    arithmetic,
+    elementwise,
+    linear_algebra,
+    random,
+    reductions,
+    shapes,
+    trees,
+)
 from nablad_service.engine.operators.row import Row
 from nablad_service.language.signatures import OperatorSignature
 
@@ -12,7 +20,9 @@ ROWS: tuple[Row, ...] = (
     *elementwise.ROWS,
     *reductions.ROWS,
     *shapes.ROWS,
+    *trees.ROWS,
     *linear_algebra.ROWS,
+    *random.ROWS,
 )
 TABLE: dict[str, Row] = {row.signature.name: row for row in ROWS}
 

@@ -30,6 +30,8 @@ def reduction(name: str, doc: str, function: Callable[..., Any], *, empty: bool 
 def norm(x: Value, axis: Value = None, keepdims: Value = False, eps: Value = 0) -> Value:
     """sqrt(sum |x|² + eps²): of all entries, over an axis, or of a whole parameter tree."""
     if isinstance(x, dict):
+        if axis is not None or keepdims:
+            raise Refusal("wrong_kind", "norm of a tree is over all its leaves; it takes no axis")
         squares = sum(jnp.sum(jnp.square(leaf)) for leaf in x.values())
     else:
         operand = array(x, "the argument of norm")

@@ -14,12 +14,14 @@ class Row:
     """An operator: how it is called, what it says of itself, and the function behind it.
 
     `apply` gets the arguments as the text gives them. Rows with `takes_dtype` also get `dtype`, the float
-    type of the program, because their result has none of its own (`zeros(3)`).
+    type of the program, because their result has none of its own (`zeros(3)`); rows with `takes_key` get
+    `key`, the request's random key.
     """
 
     signature: OperatorSignature
     apply: Callable[..., Value]
     takes_dtype: bool = False
+    takes_key: bool = False
 
 
 def row(
@@ -31,7 +33,8 @@ def row(
     name: str | None = None,
     aliases: tuple[str, ...] = (),
     takes_dtype: bool = False,
+    takes_key: bool = False,
 ) -> Row:
     """A row; its name is what stands before the bracket of `text`, unless it is written infix."""
     signature = OperatorSignature(name or text.split("(")[0], text, doc, family, aliases)
-    return Row(signature, apply, takes_dtype)
+    return Row(signature, apply, takes_dtype, takes_key)

@@ -156,13 +156,13 @@ def eye(n: Value, *, dtype: Any) -> Value:
 def arange(n: Value, *, dtype: Any) -> Value:
     """0, 1, ..., n-1 as whole numbers."""
     del dtype
-    return jnp.arange(_shape(n)[0], dtype=jnp.int32)
+    return jnp.arange(_shape(values.static_int(n, "n"))[0], dtype=jnp.int32)
 
 
 def linspace(start: Value, stop: Value, n: Value, *, dtype: Any) -> Value:
     """n numbers from start to stop, both included."""
     first, last = values.number(start, "start"), values.number(stop, "stop")
-    return jnp.linspace(first, last, _shape(n)[0], dtype=dtype)
+    return jnp.linspace(first, last, _shape(values.static_int(n, "n"))[0], dtype=dtype)
 
 
 def like(make: Any) -> Any:

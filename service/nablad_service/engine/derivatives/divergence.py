@@ -1,0 +1,54 @@
+"""`divergence(f, x)`: the trace of the Jacobian, exact, per example; the last axis holds coordinates."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from nablad.problems import Refusal
+from nablad_service.engine.derivatives.hutchinson import independent_axes
+from nablad_service.engine.derivatives.row import (
+    Choice,
+    DerivativeRow,
+    Differentiation,
+    Shapes,
+    need_array,
+)
+from nablad_service.engine.values import Value
+from nablad_service.language.signatures import OperatorSignature
+
+
+def forward(problem: Differentiation) -> Value:
+    """One tangent a coordinate, for all examples at once."""
+    x = problem.x
+    _, push = jax.linearize(problem.at, x)
+
+    def along(tangent: jax.Array) -> jax.Array:
+        v = jnp.broadcast_to(tangent, x.shape)
+        return jnp.sum(v * push(v), axis=-1)
+
+    return jnp.sum(jax.vmap(along)(jnp.eye(x.shape[-1], dtype=x.dtype)), axis=0)
+
+
+def check(shapes: Shapes) -> None:
+    """f a vector field: shaped like x, with coordinates on the last axis."""
+    need_array(shapes.x, "divergence")
+    f, x = tuple(shapes.y.shape), tuple(shapes.x.shape)
+    if f != x or not x:
+        detail = f"divergence needs a square Jacobian: value and variable of one shape, not {f} and {x}"
+        raise Refusal("shape_mismatch", detail, extra={"shapes": [list(f), list(x)]})
+
+
+ROW = DerivativeRow(
+    OperatorSignature(
+        "divergence",
+        "divergence(f, x)",
+        "Trace of the Jacobian of the vector field f, exact, per example; coordinates on the last axis.",
+        "derivative",
+        order=1,
+    ),
+    check,
+    {"forward": forward},
+    lambda shapes, nesting: Choice("forward", "one forward pass a coordinate"),
+    independent_axes,
+)

@@ -1,0 +1,71 @@
+"""Random arrays by seed: the same seed gives the same numbers, on every machine and in every call.
+
+The draw depends on the seed that the text gives and on the request's own `seed`. The latter is a value, so a
+new one compiles nothing; the former is one too where it is an input. Inside a `vmap` all examples share a
+draw unless the seed is mapped too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nablad.problems import Refusal
+from nablad_service.engine import values
+from nablad_service.engine.operators.row import Row, row
+from nablad_service.engine.values import Value, array, show
+
+Sampler = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+
+
+def sampler(name: str, doc: str, draw: Sampler) -> Row:
+    """A row that draws an array shaped like `like`, or of that shape; `n` of them on a new leading axis."""
+
+    def apply(like: Value, n: Value = None, seed: Value = None, *, dtype: Any, key: jax.Array) -> Value:
+        if seed is None:
+            raise Refusal(
+                "arity", f"{name} needs a seed: {name}({'x'}, seed=0); the request's seed adds to it"
+            )
+        shape = _shape(like, name)
+        if n is not None:
+            shape = (values.static_int(n, "n"), *shape)
+        return draw(jax.random.fold_in(key, _whole(seed)), shape, dtype)
+
+    return row(f"{name}(like, n=None, seed=None)", doc, "random", apply, takes_dtype=True, takes_key=True)
+
+
+def _shape(like: Value, name: str) -> tuple[int, ...]:
+    if isinstance(like, tuple) and all(isinstance(length, int) for length in like):
+        return values.static_ints(like, "the shape")
+    if isinstance(like, int):
+        return (like,)
+    if isinstance(like, dict):
+        raise Refusal("wrong_kind", f"{name} draws one array; draw ravel(tree) and use unravel_like")
+    return tuple(array(like).shape)
+
+
+def _whole(seed: Value) -> Any:
+    if values.is_static(seed):
+        # Python's whole numbers may be larger or smaller than a key takes.
+        return values.static_int(seed, "seed") % 2**32
+    number = array(seed, "seed")
+    if number.shape != () or not jnp.issubdtype(number.dtype, jnp.integer):
+        raise Refusal("wrong_dtype", f"a seed is one whole number, not {show(number)}")
+    return number.astype(jnp.uint32)
+
+
+def _sphere(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Uniform on the sphere of radius √d, so that E[v v'] = I as for the other probes."""
+    v = jax.random.normal(key, shape, dtype)
+    return v * jnp.sqrt(shape[-1] / jnp.sum(v**2, axis=-1, keepdims=True)).astype(dtype)
+
+
+ROWS = (
+    sampler("rademacher", "Signs, -1 or 1, shaped like an array (or of a shape).", jax.random.rademacher),
+    sampler("normal", "Standard normal numbers.", jax.random.normal),
+    sampler("uniform", "Numbers between 0 and 1.", jax.random.uniform),
+    sampler("sphere", "Points on the sphere of radius √d; the last axis holds coordinates.", _sphere),
+)
