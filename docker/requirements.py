@@ -1,6 +1,6 @@
 """Print what nablad and some of its extras need, one requirement a line: `requirements.py service,cuda`.
 
-The Dockerfile installs these before it copies any source, so that editing the source does not install JAX again.
+The Dockerfile installs these before it copies any source, so that an edit does not install JAX again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def requirements(project: dict[str, Any], extras: list[str]) -> Iterator[str]:
-    """The project's dependencies and those of `extras`; an extra may include another, as `nablad[service]` does."""
+    """The project's dependencies and those of `extras`; an extra may include another, `nablad[service]`."""
     optional = project["optional-dependencies"]
     yield from project["dependencies"]
     for extra in extras:

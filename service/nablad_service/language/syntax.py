@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+from collections import Counter
 
 from nablad_service.language.limits import Limits
 from nablad_service.language.places import Span, refusal
@@ -125,10 +126,10 @@ def _check_node(node: ast.AST, text: str) -> None:
 
 def _check_keywords(node: ast.Call, text: str, span: Span | None) -> None:
     names = [keyword.arg for keyword in node.keywords]
-    for name in names:
+    for name, count in Counter(names).items():
         if name is None:
             raise refusal("syntax", "** in a call is not part of the loss language", text, span)
-        if names.count(name) > 1:
+        if count > 1:
             raise refusal("arity", f"the argument '{name}' is given twice", text, span)
 
 
@@ -154,8 +155,8 @@ def _check_def(node: ast.FunctionDef, text: str, span: Span | None) -> None:
         or any(argument.annotation for argument in arguments.args)
     )
     names = [argument.arg for argument in arguments.args]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(names).items():
+        if count > 1:
             raise refusal("syntax", f"def {node.name} has two arguments called '{name}'", text, span)
     if not plain or node.decorator_list or node.returns:
         detail = f"def {node.name} takes plain names only: no defaults, annotations, stars or decorators"
