@@ -32,7 +32,7 @@ docker | podman)
     alone() { "${engine[@]}" run --rm --interactive --network none --entrypoint "$1" "$image" "${@:2}"; }
     all_files() { "${engine[@]}" run --rm --network none --user 0 --entrypoint find "$image" / -xdev; }
     stop() {
-        "${engine[@]}" stop --time 40 "$container" >/dev/null
+        "${engine[@]}" stop -t 40 "$container" >/dev/null
         code=$("${engine[@]}" inspect --format '{{.State.ExitCode}}' "$container")
     }
     declared() { "${engine[@]}" image inspect --format "{{json .Config.$1}}" "$image"; }

@@ -149,6 +149,20 @@ class Calls:
         body = self._question("program", program, question)
         return self._call("POST", "/v1/evaluate", {**body, **asked}, _evaluate)
 
+    def shortcut(self, name: str, operator: str, **members: Any) -> Call[EvaluateResult]:
+        """`POST /v1/models/{name}/{operator}`; arrays and trees among `members` are encoded."""
+        arrays = {"x", "u", "v"}
+        body = {
+            member: _input(value, self._encoding)
+            if member in arrays
+            else self._tree(value)
+            if member in ("params", "state")
+            else value
+            for member, value in members.items()
+            if value is not None
+        }
+        return self._call("POST", f"{_model_path(name)}/{operator}", body, _evaluate)
+
     def _question(self, member: str, program: Loss, question: Question) -> dict[str, Any]:
         models = question.bindings(self._encoding)
         inputs: dict[str, Any] = dict(question.inputs)

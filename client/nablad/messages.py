@@ -103,6 +103,24 @@ class CheckRequest(GradientRequest):
     """`POST /v1/check`: the gradients against central differences in float64."""
 
 
+class ShortcutRequest(Message):
+    """`POST /v1/models/{name}/jvp` and its kin: one operator on one model."""
+
+    x: Array = Field(description="The model's input.")
+    v: Array | None = Field(None, description="A tangent (jvp, hvp) or probes (hutchinson).")
+    u: Array | None = Field(None, description="A cotangent (vjp).")
+    wrt: Literal["x", "params"] = Field("x", description="The variable of the derivative.")
+    batched: bool = Field(False, description="One Jacobian an example.")
+    probes: int = Field(16, ge=2, le=65536, description="Probes that hutchinson draws where none are given.")
+    mode: Mode = "eval"
+    params: dict[str, Array] | None = None
+    state: dict[str, Array] | None = None
+    version: str | None = None
+    nesting: Nesting = "auto"
+    seed: int = Field(0, description="Seed of the probes.")
+    deadline_ms: float | None = Field(None, gt=0)
+
+
 class ModelRequest(Message):
     """`PUT /v1/models/{name}`: host an architecture."""
 

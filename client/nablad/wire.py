@@ -83,7 +83,7 @@ def _encoding(media: str, settings: dict[str, str]) -> Encoding:
 def encode_body(value: Any, media: str) -> bytes:
     """A structure whose arrays are encoded already, as bytes."""
     if media == MSGPACK:
-        return msgpack.packb(value)  # type: ignore[no-any-return]
+        return msgpack.packb(value)  # type: ignore[no-any-return] # msgpack has no types
     return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
 
 
@@ -149,7 +149,7 @@ def encode_with_last(sections: Mapping[str, Any], name: str, last: Callable[[], 
             packer.pack(section)
         packer.pack(name)
         packer.pack(last())
-        return packer.bytes()  # type: ignore[no-any-return]
+        return packer.bytes()  # type: ignore[no-any-return] # msgpack has no types
     body = encode_body(sections, JSON)[:-1]
     comma = b"," if sections else b""
     return body + comma + json.dumps(name).encode() + b":" + encode_body(last(), JSON) + b"}"

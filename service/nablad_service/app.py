@@ -17,7 +17,7 @@ from nablad_service.engine.engine import Engine
 from nablad_service.hosting import ModelStore
 from nablad_service.pipeline import Pipeline
 from nablad_service.programs import Programs
-from nablad_service.routes import health, models, operators, programs
+from nablad_service.routes import health, models, operators, programs, shortcuts
 from nablad_service.routes.schema import openapi
 from nablad_service.scheduler import Scheduler
 from nablad_service.settings import Settings
@@ -52,12 +52,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(
         title="nablad", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None
     )
-    for router in (programs.router, models.router, operators.router, health.router):
+    for router in (programs.router, models.router, shortcuts.router, operators.router, health.router):
         app.include_router(router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(Failures)
-    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi(app)  # type: ignore[method-assign] # FastAPI's own way to extend it
     return app
 
 

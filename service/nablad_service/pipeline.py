@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from nablad import wire
 from nablad.arrays import Encoding, encode_array, encode_tree
-from nablad.messages import CheckRequest, EvaluateRequest, GradientRequest, Message, Timing
+from nablad.messages import CheckRequest, EvaluateRequest, GradientRequest, Message, ShortcutRequest, Timing
 from nablad.problems import Refusal
 from nablad_service.engine.engine import Engine, Executable
 from nablad_service.faults import first_fault
@@ -24,6 +24,7 @@ from nablad_service.hosting import ModelStore
 from nablad_service.programs import Programs
 from nablad_service.query import Query
 from nablad_service.scheduler import Finished, Scheduler
+from nablad_service.shortcuts import evaluation
 from nablad_service.validation import evaluate_query, gradient_query
 
 T = TypeVar("T")
@@ -80,6 +81,17 @@ class Pipeline:
             len(body.data), lambda: evaluate_query(decode(body, EvaluateRequest), self.models.get)
         )
         return await self._answer(query, body, time.perf_counter() - started)
+
+    async def shortcut(self, name: str, operator: str, body: Body) -> Answer:
+        """`POST /v1/models/{name}/{operator}`: an `evaluate` with a ready-made program."""
+        started = time.perf_counter()
+
+        def query() -> Query:
+            request = evaluation(name, operator, decode(body, ShortcutRequest))
+            return evaluate_query(request, self.models.get)
+
+        found = await off_loop(len(body.data), query)
+        return await self._answer(found, body, time.perf_counter() - started)
 
     async def check(self, body: Body) -> Answer:
         """`POST /v1/check`: everything in float64, compiled and run on the device's thread."""

@@ -161,8 +161,8 @@ def _settle(
         }
         for hosted in models.values():  # a tree shaped like a model's parameters has their order
             if set(tree) == set(hosted.model.parameter_shapes):
-                return {leaf: tree[leaf] for leaf in hosted.model.parameter_shapes}  # type: ignore[misc]
-        return tree  # type: ignore[return-value]
+                return {leaf: tree[leaf] for leaf in hosted.model.parameter_shapes}  # type: ignore[misc] # leaves of a tree are no trees
+        return tree  # type: ignore[return-value] # likewise
     if isinstance(value, Undeclared):
         whole = value.array.dtype.kind in "iub"
         if whole and not differentiated:

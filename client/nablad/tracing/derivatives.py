@@ -12,10 +12,10 @@ from nablad.tracing.symbols import Symbol, record, record_together
 
 
 class Estimate(NamedTuple):
-    """A stochastic estimate and the standard error of it, both traced values."""
+    """A stochastic estimate and its standard error: traced values, or arrays that a client received."""
 
-    value: Symbol
-    standard_error: Symbol
+    value: Any
+    standard_error: Any
 
 
 def grad(y: Any, x: Any) -> Symbol:

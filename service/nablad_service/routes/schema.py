@@ -15,10 +15,11 @@ from nablad.messages import (
     Message,
     ModelRequest,
     ParamsRequest,
+    ShortcutRequest,
 )
 from nablad.problems import Problem
 
-MESSAGES = (GradientRequest, EvaluateRequest, CheckRequest, ModelRequest, ParamsRequest)
+MESSAGES = (GradientRequest, EvaluateRequest, CheckRequest, ModelRequest, ParamsRequest, ShortcutRequest)
 REF = "#/components/schemas/{model}"
 
 
