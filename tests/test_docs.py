@@ -16,28 +16,29 @@ DOCS = Path(__file__).parent.parent / "docs"
 SNIPPETS = re.findall(r"```python\n(.*?)```", (DOCS / "language.md").read_text(), re.DOTALL)
 
 
-def data_of(comment: str) -> tuple[dict[str, Any], bool]:
-    """`inputs: x (10, 2), nu` as arrays; whether a model is named."""
+def data_of(comment: str) -> tuple[dict[str, Any], str | None]:
+    """`inputs: x (10, 2), nu` as arrays; the model that the comment names."""
     rng = np.random.default_rng(0)
     inputs: dict[str, Any] = {}
     for name, shape in re.findall(r"(\w+)(?: \(([\d, ]*)\))?(?:,|$)", comment.split("inputs:")[1].strip()):
         lengths = [int(length) for length in shape.replace(" ", "").split(",") if length]
         inputs[name] = rng.standard_normal(lengths) if lengths else 0.1
-    return inputs, "model: 2 -> 1" in comment
+    model = "flow" if "model: 2 -> 2" in comment else "docs" if "model: 2 -> 1" in comment else None
+    return inputs, model
 
 
 @pytest.fixture(scope="module")
-def model(client: nablad.Client) -> str:
-    layers = [{"dense": [2, 6], "activation": "tanh"}, {"dense": [6, 1]}]
-    client.create_model("docs", {"layers": layers})
-    return "docs"
+def models(client: nablad.Client) -> None:
+    for name, outputs in (("docs", 1), ("flow", 2)):
+        layers = [{"dense": [2, 6], "activation": "tanh"}, {"dense": [6, outputs]}]
+        client.create_model(name, {"layers": layers})
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_every_program_of_the_language_page_runs(client: nablad.Client, model: str, snippet: str) -> None:
+def test_every_program_of_the_language_page_runs(client: nablad.Client, models: None, snippet: str) -> None:
     comment = snippet.splitlines()[0]
     assert comment.startswith("#"), "a program names its data in its first line"
-    inputs, has_model = data_of(comment)
+    inputs, model = data_of(comment)
     loss: Any = snippet
     terms: list[str] = []
     if "function" in comment:
@@ -45,10 +46,10 @@ def test_every_program_of_the_language_page_runs(client: nablad.Client, model: s
         # Traced functions are read from frames, not from source: exec is as good as a file.
         exec(snippet, namespace)
         loss, terms = namespace["loss"], ["fit"]
-    wrt = ["params"] if has_model else list(inputs)
-    result = client.gradient(loss, inputs=inputs, model=model if has_model else None, wrt=wrt, terms=terms)
+    wrt = ["params"] if model else list(inputs)
+    result = client.gradient(loss, inputs=inputs, model=model, wrt=wrt, terms=terms)
     assert np.isfinite(result.value)
-    gradients = result.gradients["params"] if has_model else result.gradients
+    gradients = result.gradients["params"] if model else result.gradients
     assert any(np.abs(array).max() > 0 for array in gradients.values())
 
 

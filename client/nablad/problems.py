@@ -66,6 +66,7 @@ CODES: dict[str, Kind] = {
     "unknown_path": Kind(404, "No such path", errors.NotFound),
     # the server itself
     "overloaded": Kind(503, "The server is busy", errors.Unavailable),
+    "stopping": Kind(503, "The server is stopping", errors.Unavailable),
     "deadline": Kind(504, "The deadline passed", errors.DeadlineExceeded),
     "out_of_memory": Kind(507, "The device ran out of memory", errors.Unavailable),
     "internal": Kind(500, "The server failed", errors.ServerError),

@@ -131,7 +131,10 @@ class Pipeline:
         decoded: float,
         work: Callable[[], Awaitable[tuple[dict[str, Any], Finished[dict[str, Any]], bool, float]]],
     ) -> Answer:
-        result, finished, compiled, compiling = await _within(query.deadline_ms, decoded, work())
+        try:
+            result, finished, compiled, compiling = await _within(query.deadline_ms, decoded, work())
+        except asyncio.CancelledError:  # the drain time of a stopping server is over
+            raise Refusal("stopping", "the server stopped before the answer was ready; ask again") from None
         size = _bytes(finished.result)
 
         def pack() -> tuple[bytes, Timing]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import signal
 import socket
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = uvicorn.Config(
         create_app(settings),
         log_level="warning",
-        timeout_graceful_shutdown=int(settings.drain_seconds) or None,
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
         # Longer than httpx keeps idle connections, or the two would race for the last word.
         timeout_keep_alive=75,
     )

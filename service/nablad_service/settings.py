@@ -36,6 +36,10 @@ class Settings(BaseSettings):
         Limits.evaluations, gt=0, description="Most operations that tracing may evaluate."
     )
 
+    iterations: int = Field(
+        Limits.iterations, gt=0, description="Most runs of a loop's body, nested loops multiplied."
+    )
+
     @property
     def limits(self) -> Limits:
         """The limits on programs."""
@@ -45,5 +49,6 @@ class Settings(BaseSettings):
             nodes=self.nodes,
             derivative_order=self.derivative_order,
             evaluations=self.evaluations,
+            iterations=self.iterations,
             array_bytes=self.max_array_bytes,
         )

@@ -121,7 +121,7 @@ class Engine:
         answer = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(computation.out_info))
         if answer > self.limits.array_bytes:
             size, limit = answer / 1e9, self.limits.array_bytes / 1e9
-            detail = f"the answer would have {size:.1f} GB, the limit is {limit:.1f} GB; ask for less of it"
+            detail = f"the answer would have {size:.3g} GB, the limit is {limit:.3g} GB; ask for less of it"
             raise Refusal("limit", detail)
         return Traced(plan_of(evaluation, query.signature), computation, answer)
 
@@ -148,7 +148,7 @@ class Engine:
             dtype=jnp.dtype(signature.dtype),
             nesting=signature.nesting,
             differentiated=signature.kind == "gradient",
-            array_bytes=self.limits.array_bytes,
+            limits=self.limits,
         )
         return Evaluation(meaning)
 

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from nablad.problems import Refusal
 from nablad_service.engine import coupling, derivatives, values
 from nablad_service.engine.derivatives import Choice, Differentiation, Shapes
-from nablad_service.engine.indexing import check_index, leaf_of, mapped_axes, no_leaf
+from nablad_service.engine.indexing import carried, check_index, common_length, leaf_of, mapped_axes, no_leaf
 from nablad_service.engine.operators import TABLE
 from nablad_service.engine.operators.arithmetic import column_meets_row
 from nablad_service.engine.values import Tree, Value, arrays_in, show
-from nablad_service.language import graph
+from nablad_service.language import Limits, graph
 from nablad_service.language.places import place
 
 MOST_AXES = 32
@@ -59,8 +59,7 @@ class Meaning:
     nesting: str
     differentiated: bool
     """Whether the result will be differentiated in reverse."""
-    array_bytes: int
-    """Largest array that the program may make."""
+    limits: Limits
 
 
 @dataclass
@@ -75,11 +74,26 @@ class Environment:
     examples: int = 1
     """How many examples the maps around it hold: each array here stands for so many."""
 
+    iterations: int = 1
+    """How often the loops around it run it."""
+
+    def inside(self, body: graph.Body, arguments: Iterable[Value]) -> Environment:
+        """The environment of a map's or a loop's body, its arguments in place.
+
+        It is no derivative: gradients directly inside it are still the outermost ones.
+        """
+        inner = self.child(dict(zip(body.parameters, arguments, strict=True)))
+        inner.outermost = self.outermost
+        # Evaluated anew in every run: what an enclosing body left behind must not pass for it.
+        for index in body.nodes:
+            inner.values.pop(index, None)
+        return inner
+
     def child(self, known: Mapping[int, Value]) -> Environment:
         """The same, with `known` in place; what the child computes or updates stays in the child."""
         values = {**self.values, **known}
         state = dict(self.state)
-        return Environment(values, state, self.key, outermost=False, examples=self.examples)
+        return Environment(values, state, self.key, False, self.examples, self.iterations)
 
 
 @dataclass
@@ -167,11 +181,11 @@ class Evaluation:
         if len(shape) > MOST_AXES:
             raise Refusal("limit", f"this makes an array of {len(shape)} axes; the limit is {MOST_AXES}")
         needed = math.prod(shape) * dtype.itemsize * examples
-        if needed > self.meaning.array_bytes:
+        if needed > self.meaning.limits.array_bytes:
             detail = (
                 f"this makes an array of shape {tuple(shape)}{f' for {examples} examples' * (examples > 1)}, "
-                f"{needed / 1e9:.1f} GB; "
-                f"the limit is {self.meaning.array_bytes / 1e9:.1f} GB"
+                f"{needed / 1e9:.3g} GB; "
+                f"the limit is {self.meaning.limits.array_bytes / 1e9:.3g} GB"
             )
             raise Refusal("limit", detail)
 
@@ -273,17 +287,46 @@ class Evaluation:
         axes, length = mapped_axes(node.in_axes, arguments)
 
         def one_example(*examples: Value) -> Value:
-            known = dict(zip(node.parameters, examples, strict=True))
-            inner = environment.child(known)
-            # A map is no derivative: gradients directly inside it are still the outermost ones.
-            inner.outermost = environment.outermost
+            inner = environment.inside(node.body, examples)
             inner.examples = environment.examples * length
-            for index in node.body:
-                if index not in inner.values:
-                    inner.values[index] = self.value(index, inner)
-            return arrays_in(inner.values[node.result], "a mapped function", self.meaning.dtype)
+            return arrays_in(self.body(node.body, inner), "a mapped function", self.meaning.dtype)
 
         return jax.vmap(one_example, in_axes=axes)(*arguments)
+
+    def loop(self, node: graph.Loop, environment: Environment) -> Value:
+        first, second = (environment.values[index] for index in node.arguments)
+        if node.operator == "fori":
+            length = values.static_int(first, "the number of iterations")
+            init, xs = second, jnp.arange(max(length, 0), dtype=jnp.int32)
+        else:
+            init, xs = first, arrays_in(second, "what scan goes over", self.meaning.dtype)
+            length = common_length(xs)
+        iterations = environment.iterations * max(length, 1)
+        if iterations > self.meaning.limits.iterations:
+            detail = f"the loops run {iterations} times; the limit is {self.meaning.limits.iterations}"
+            raise Refusal("limit", detail)
+        init = arrays_in(init, f"the start of {node.operator}", self.meaning.dtype)
+
+        def step(carry: Value, x: Value) -> tuple[Value, Value]:
+            inner = environment.inside(node.body, (x, carry) if node.operator == "fori" else (carry, x))
+            inner.iterations = iterations
+            result = arrays_in(
+                self.body(node.body, inner), f"the body of {node.operator}", self.meaning.dtype
+            )
+            if node.operator == "fori":
+                return carried(result, init, node.operator), None
+            if not isinstance(result, tuple) or len(result) != 2:
+                raise Refusal("wrong_kind", f"the body of scan returns (carry, y), not {show(result)}")
+            return carried(result[0], init, node.operator), result[1]
+
+        last, ys = jax.lax.scan(step, init, xs, length=max(length, 0))
+        return last if node.operator == "fori" else (last, ys)
+
+    def body(self, body: graph.Body, inner: Environment) -> Value:
+        for index in body.nodes:
+            if index not in inner.values:
+                inner.values[index] = self.value(index, inner)
+        return inner.values[body.result]
 
     def derivative(self, node: graph.Derivative, environment: Environment) -> Value:
         row = derivatives.TABLE[node.operator]
@@ -373,5 +416,6 @@ RULES: dict[type[graph.Node], Callable[[Evaluation, Any, Environment], Value]] =
     graph.Unpack: Evaluation.unpack,
     graph.ModelCall: Evaluation.model_call,
     graph.Map: Evaluation.map,
+    graph.Loop: Evaluation.loop,
     graph.Derivative: Evaluation.derivative,
 }

@@ -80,3 +80,35 @@ def mapped_axes(
         counts = ", ".join(f"argument {position} has {length}" for position, length in lengths.items())
         raise Refusal("shape_mismatch", f"vmap maps over axes of one length: {counts}")
     return tuple(axes), next(iter(lengths.values()))
+
+
+def common_length(xs: Value) -> int:
+    """The length of the leading axis that all arrays of a loop's data share."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(xs)]
+    if not shapes or any(not shape for shape in shapes) or len({shape[0] for shape in shapes}) != 1:
+        shown = ", ".join(map(str, shapes)) or "nothing"
+        raise Refusal(
+            "shape_mismatch", f"scan goes over the leading axis of arrays of one length, not {shown}"
+        )
+    return int(shapes[0][0])
+
+
+def carried(result: Value, init: Value, operator: str) -> Value:
+    """What a loop's body hands on: of the shapes and dtypes that it began with."""
+    before: Any = jax.tree.structure(init)
+    same = before == jax.tree.structure(result) and all(
+        np.shape(a) == np.shape(b)
+        for a, b in zip(jax.tree.leaves(init), jax.tree.leaves(result), strict=True)
+    )
+    if not same:
+        detail = (
+            f"the body of {operator} must return what it was given: {_shapes(init)}, not {_shapes(result)}"
+        )
+        raise Refusal("shape_mismatch", detail)
+    return jax.tree.map(lambda a, b: b.astype(a.dtype), init, result)
+
+
+def _shapes(value: Value) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(_shapes(item) for item in value)})"
+    return show(value)

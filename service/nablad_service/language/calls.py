@@ -13,6 +13,9 @@ from nablad_service.language.scopes import Callable, Frame, Function, Mapped, Mo
 if TYPE_CHECKING:
     from nablad_service.language.lowering import Lowering
 
+# Operators whose body is a function, and which argument that is.
+LOOPS = {"fori": 1, "scan": 0}
+
 
 def callable_or_none(lowering: Lowering, node: ast.expr, scope: Scope) -> Callable | None:
     """What can be called: a `def`, a model, an operator, or `vmap` of one of these."""
@@ -77,9 +80,12 @@ def call(lowering: Lowering, node: ast.Call, scope: Scope) -> int:
             return differentiation.derivative(lowering, node, signature, scope)
     if isinstance(node.func, ast.Name) and node.func.id == "vmap":
         lowering.refuse("wrong_kind", "vmap(f) is a function: call it, vmap(f)(x), or name it", span)
+    takes_functions = isinstance(function, Function) or (
+        isinstance(function, Operator) and function.name in LOOPS
+    )
     arguments: list[int | Callable] = []
     for argument in node.args:
-        passed = callable_or_none(lowering, argument, scope) if isinstance(function, Function) else None
+        passed = callable_or_none(lowering, argument, scope) if takes_functions else None
         arguments.append(passed if passed is not None else lowering.expression(argument, scope))
     keywords = {str(item.arg): lowering.expression(item.value, scope) for item in node.keywords}
     return _invoke(lowering, function, arguments, keywords, span)
@@ -112,6 +118,10 @@ def _invoke(
         case Operator(name):
             signature = lowering.operators[name]
             check_arity(lowering, signature, len(arguments), keywords, span)
+            if name in LOOPS:
+                if keywords:
+                    lowering.refuse("arity", f"{name} takes its arguments by position", span)
+                return _loop(lowering, name, arguments, span)
             return lowering.apply(name, _values(lowering, arguments, span), span, **keywords)
         case Model(name):
             return _model_call(lowering, name, _values(lowering, arguments, span), keywords, span)
@@ -203,26 +213,55 @@ def _map(lowering: Lowering, function: Mapped, arguments: list[int], span: Span)
     if function.in_axes is not None and len(function.in_axes) not in (1, len(arguments)):
         detail = f"in_axes names {len(function.in_axes)} arguments, {len(arguments)} are given"
         lowering.refuse("arity", detail, span)
-    outer = lowering.frame
-    start = len(lowering.nodes)
-    parameters = [lowering.add(graph.Argument, span, name=f"argument {i + 1}") for i in range(len(arguments))]
-    lowering.frame = Frame(outer.leaves, outer.active, mapped=True)
-    result = _invoke(lowering, function.function, list(parameters), {}, span)
-    lowering.frame = outer
-    inside = [index for index in graph.needed(lowering.nodes, [result]) if index >= start]
-    body = tuple(index for index in inside if not isinstance(lowering.nodes[index], graph.Argument))
-    reads = {read for index in body for read in lowering.nodes[index].reads}
-    if result < start:
-        reads.add(result)
+    body = _body(lowering, function.function, len(arguments), span)
     return lowering.add(
         graph.Map,
         span,
-        order=max((lowering.orders[index] for index in body), default=0),
-        start=start,
+        order=_order(lowering, body),
         arguments=tuple(arguments),
-        parameters=tuple(parameters),
         in_axes=function.in_axes,
-        result=result,
         body=body,
+    )
+
+
+def _loop(lowering: Lowering, operator: str, arguments: list[int | Callable], span: Span) -> int:
+    """`fori(n, body, init)` and `scan(body, init, xs)`: the body has two arguments."""
+    position = LOOPS[operator]
+    function = arguments.pop(position)
+    if isinstance(function, int):
+        detail = f"the body of {operator} is a def: {lowering.operators[operator].text}"
+        lowering.refuse("wrong_kind", detail, span)
+    values = _values(lowering, arguments, span)
+    body = _body(lowering, function, 2, span)
+    return lowering.add(
+        graph.Loop,
+        span,
+        order=_order(lowering, body),
+        operator=operator,
+        arguments=tuple(values),
+        body=body,
+    )
+
+
+def _body(lowering: Lowering, function: Callable, count: int, span: Span) -> graph.Body:
+    """Lower a function once, for arguments that are not known yet."""
+    outer = lowering.frame
+    start = len(lowering.nodes)
+    parameters = [lowering.add(graph.Argument, span, name=f"argument {i + 1}") for i in range(count)]
+    lowering.frame = Frame(outer.leaves, outer.active, mapped=True)
+    result = _invoke(lowering, function, list(parameters), {}, span)
+    lowering.frame = outer
+    inside = [index for index in graph.needed(lowering.nodes, [result]) if index >= start]
+    nodes = tuple(index for index in inside if not isinstance(lowering.nodes[index], graph.Argument))
+    reads = {result, *(read for index in nodes for read in lowering.nodes[index].reads)}
+    return graph.Body(
+        start=start,
+        parameters=tuple(parameters),
+        result=result,
+        nodes=nodes,
         free=tuple(sorted(read for read in reads if read < start)),
     )
+
+
+def _order(lowering: Lowering, body: graph.Body) -> int:
+    return max((lowering.orders[index] for index in body.nodes), default=0)

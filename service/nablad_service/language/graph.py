@@ -1,7 +1,7 @@
 """A program as a graph: nodes in definition order, each naming the nodes it is computed from by their index.
 
 `def`s are gone: every call stands here as the nodes of its body, so nothing can recurse and each call is
-checked with its own shapes. A `vmap` keeps its body as the nodes between `start` and itself. A derivative
+checked with its own shapes. A `vmap` or a loop keeps its body, the nodes before itself. A derivative
 knows its *path*, the nodes between the variable and the value, which are evaluated again as a function of the
 variable, and what it *captures*, everything else that these nodes read. So nothing is ever closed over in
 silence, and the engine decides how each derivative is computed.
@@ -172,7 +172,7 @@ class ModelCall(Node):
     params: int
     mode: str | None
     mapped: bool
-    """Whether it stands inside a `vmap`, where it sees one example at a time."""
+    """Whether it stands inside a `vmap` or a loop: such calls do not update the running state."""
 
     @property
     def reads(self) -> tuple[int, ...]:
@@ -180,22 +180,42 @@ class ModelCall(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Map(Node):
-    """A function over the examples of its arguments; its body is the nodes from `start` up to this one."""
+class Body:
+    """The nodes of a function that is evaluated many times: those from `start` to the node that holds it."""
 
     start: int
-    arguments: tuple[int, ...]
     parameters: tuple[int, ...]
-    in_axes: tuple[int | None, ...] | None
     result: int
-    body: tuple[int, ...]
-    """The nodes of the body that the result needs, in order."""
+    nodes: tuple[int, ...]
+    """Those that the result needs, in order."""
     free: tuple[int, ...]
-    """Nodes outside the body that it reads."""
+    """Nodes outside that it reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Map(Node):
+    """A function over the examples of its arguments."""
+
+    arguments: tuple[int, ...]
+    in_axes: tuple[int | None, ...] | None
+    body: Body
 
     @property
     def reads(self) -> tuple[int, ...]:
-        return (*self.arguments, *self.free)
+        return (*self.arguments, *self.body.free)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop(Node):
+    """`fori(n, body, init)` or `scan(body, init, xs)`; `arguments` are all but the body, in order."""
+
+    operator: str
+    arguments: tuple[int, ...]
+    body: Body
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (*self.arguments, *self.body.free)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,9 +270,9 @@ class Program:
             if isinstance(node, Derivative):
                 waiting.extend(node.path)
                 waiting.append(node.value)
-            elif isinstance(node, Map):
-                waiting.extend(node.body)
-                waiting.extend(node.parameters)
+            elif isinstance(node, Map | Loop):
+                waiting.extend(node.body.nodes)
+                waiting.extend(node.body.parameters)
         return frozenset(seen)
 
 

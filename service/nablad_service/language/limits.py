@@ -21,5 +21,7 @@ class Limits:
     """Operations that tracing would evaluate: a derivative evaluates what it differentiates again."""
     call_depth: int = 32
     """`def`s that call one another."""
+    iterations: int = 1_000_000
+    """Times that loops run their bodies, loops inside one another multiplied."""
     array_bytes: int = 4 * 1024**3
     """Largest array that a program may make on its way, in bytes."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-Family = Literal["arithmetic", "elementwise", "reduction", "shape", "linear algebra", "derivative", "random"]
+Family = Literal[
+    "arithmetic", "elementwise", "reduction", "shape", "linear algebra", "derivative", "loop", "random"
+]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,17 @@ from nablad_service.engine.derivatives import (
 from nablad_service.engine.derivatives.row import Choice, DerivativeRow, Differentiation, Shapes, Strategy
 from nablad_service.language.signatures import OperatorSignature
 
-__all__ = ["ROWS", "TABLE", "VMAP", "Choice", "DerivativeRow", "Differentiation", "Shapes", "Strategy"]
+__all__ = [
+    "LOOPS",
+    "ROWS",
+    "TABLE",
+    "VMAP",
+    "Choice",
+    "DerivativeRow",
+    "Differentiation",
+    "Shapes",
+    "Strategy",
+]
 
 ROWS: tuple[DerivativeRow, ...] = (
     gradient.ROW,
@@ -36,6 +46,20 @@ ROWS: tuple[DerivativeRow, ...] = (
 )
 TABLE: dict[str, DerivativeRow] = {row.signature.name: row for row in ROWS}
 
+LOOPS = (
+    OperatorSignature(
+        "fori",
+        "fori(n, body, init)",
+        "body(i, carry) applied n times, beginning with init; n is a whole number of the text.",
+        "loop",
+    ),
+    OperatorSignature(
+        "scan",
+        "scan(body, init, xs)",
+        "body(carry, x), giving (carry, y), over the leading axis of xs: (last carry, all y).",
+        "loop",
+    ),
+)
 VMAP = OperatorSignature(
     "vmap",
     "vmap(f, in_axes=0)",

@@ -29,6 +29,7 @@ TABLE: dict[str, Row] = {row.signature.name: row for row in ROWS}
 _CALLABLE = (
     *(derivative.signature for derivative in derivatives.ROWS),
     derivatives.VMAP,
+    *derivatives.LOOPS,
     *(row.signature for row in ROWS if "(" in row.signature.text),
 )
 INFIX: tuple[OperatorSignature, ...] = tuple(
