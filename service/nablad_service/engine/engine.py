@@ -17,6 +17,7 @@ from nablad_service.engine.evaluation import Evaluation, Meaning
 from nablad_service.engine.objective import loss_value, named_value, objective, result_of
 from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.plan import Plan, plan_of
+from nablad_service.engine.values import in_words
 from nablad_service.language import Limits, Program, graph, parse
 from nablad_service.query import Query, Signature, Variable
 
@@ -120,8 +121,8 @@ class Engine:
             raise Refusal("not_differentiable", detail) from error
         answer = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(computation.out_info))
         if answer > self.limits.array_bytes:
-            size, limit = answer / 1e9, self.limits.array_bytes / 1e9
-            detail = f"the answer would have {size:.3g} GB, the limit is {limit:.3g} GB; ask for less of it"
+            size, limit = in_words(answer), in_words(self.limits.array_bytes)
+            detail = f"the answer would have {size}, the limit is {limit}; ask for less of it"
             raise Refusal("limit", detail)
         return Traced(plan_of(evaluation, query.signature), computation, answer)
 

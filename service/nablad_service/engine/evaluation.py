@@ -184,8 +184,8 @@ class Evaluation:
         if needed > self.meaning.limits.array_bytes:
             detail = (
                 f"this makes an array of shape {tuple(shape)}{f' for {examples} examples' * (examples > 1)}, "
-                f"{needed / 1e9:.3g} GB; "
-                f"the limit is {self.meaning.limits.array_bytes / 1e9:.3g} GB"
+                f"{values.in_words(needed)}; "
+                f"the limit is {values.in_words(self.meaning.limits.array_bytes)}"
             )
             raise Refusal("limit", detail)
 

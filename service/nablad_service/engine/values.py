@@ -52,6 +52,11 @@ def show(value: Value) -> str:
     return repr(value)
 
 
+def in_words(size: int) -> str:
+    """A number of bytes as people read it."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
+
+
 def array(value: Value, name: str = "the argument") -> jax.Array:
     """`value` as an array; tuples of scalars are stacked.
 
