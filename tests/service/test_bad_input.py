@@ -1202,4 +1202,4 @@ OVER = {
 def test_an_array_over_the_limit_is_refused_however_it_is_made(tight: httpx.Client, name: str) -> None:
     """An array inside a vmap exists once an example."""
     response = tight.post("/v1/evaluate", json={"program": OVER[name], "inputs": {"x": 0.5}})
-    limited(response, "limit", "GB")
+    limited(response, "limit", "B; the limit is")
