@@ -109,6 +109,7 @@ class AsyncClient:
         state: Tree | Mapping[str, Tree] | None = None,
         wrt: Sequence[str] = ("params",),
         terms: Terms | None = None,
+        term_gradients: str = "none",
         outputs: Sequence[str] = (),
         mode: str | None = None,
         nesting: str = "auto",
@@ -128,6 +129,7 @@ class AsyncClient:
             state: state for this call, likewise.
             wrt: what to differentiate: `"params"`, `"u.params"`, `"u.params[layer_1.weight]"`, inputs.
             terms: named scalars to return; a mapping gives weights and makes their weighted sum the loss.
+            term_gradients: `"norms"` returns the norm of each term's gradients too, `"full"` the gradients.
             outputs: named values to return.
             mode: `"eval"` (default) or `"train"`, for batch normalisation.
             nesting: how inner gradients are differentiated: `"auto"`, `"reverse_over_reverse"` or
@@ -142,7 +144,8 @@ class AsyncClient:
             ConnectionFailed: the server does not answer.
         """
         question = Question(inputs, model, models, params, state, mode, nesting, seed, deadline_ms)
-        asked = {"wrt": list(wrt), "terms": terms, "outputs": list(outputs)}
+        asked: dict[str, Any] = {"wrt": list(wrt), "terms": terms, "outputs": list(outputs)}
+        asked["term_gradients"] = term_gradients
         return await self._send(self._calls.gradient(loss, question, **asked))
 
     async def check(

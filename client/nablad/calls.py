@@ -306,6 +306,11 @@ def _gradient(answer: dict[str, Any]) -> GradientResult:
         state=decode_tree(answer["state"], "state"),
         plan=Plan(**answer["plan"]),
         timing=Timing.model_validate(answer["timing"]),
+        term_norms={
+            term: {key: _number(norm) for key, norm in norms.items()}
+            for term, norms in answer.get("term_norms", {}).items()
+        },
+        term_gradients=decode_tree(answer.get("term_gradients", {}), "term_gradients"),
     )
 
 

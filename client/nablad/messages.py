@@ -32,6 +32,7 @@ Array: TypeAlias = Annotated[Any, WithJsonSchema(ARRAY_SCHEMA)]
 """An array in its travelling form; `decode_inputs` makes NumPy of it, so that an error can name the entry."""
 
 Nesting: TypeAlias = Literal["auto", "default", "reverse_over_reverse", "forward_over_reverse"]
+TermGradients: TypeAlias = Literal["none", "norms", "full"]
 Mode: TypeAlias = Literal["eval", "train"]
 
 
@@ -88,6 +89,9 @@ class GradientRequest(Question):
         description="Named scalars to return, or their weights when the loss is the weighted sum.",
     )
     outputs: list[str] = Field(default_factory=list, description="Named values to return.")
+    term_gradients: TermGradients = Field(
+        "none", description='Of each term: "norms" of its gradients, or the "full" gradients too.'
+    )
 
 
 class EvaluateRequest(Question):

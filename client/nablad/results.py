@@ -45,6 +45,10 @@ class GradientResult:
     state: dict[str, Arrays]
     plan: Plan
     timing: Timing
+    term_norms: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of each term: the norm of its gradient by entry of `wrt`, where `term_gradients` asked for it."""
+    term_gradients: dict[str, dict[str, Gradient]] = field(default_factory=dict)
+    """Of each term: its gradients, where `term_gradients="full"` asked for them."""
 
     def __repr__(self) -> str:
         gradients = ", ".join(f"{key}: {_shape(value)}" for key, value in self.gradients.items())

@@ -78,6 +78,7 @@ class Signature:
     nesting: str
     dtype: str
     """The program's float type."""
+    term_gradients: Literal["none", "norms", "full"] = "none"
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ def gradient_query(request: GradientRequest, lookup: Lookup, *, dtype: str | Non
         kind="gradient",
         text=request.loss,
         wrt=tuple(request.wrt),
+        term_gradients=request.term_gradients,
         terms=tuple(request.terms),
         weights=weights,
         outputs=tuple(request.outputs),
@@ -65,7 +66,10 @@ def _query(
     terms: tuple[str, ...],
     weights: Mapping[str, float],
     outputs: tuple[str, ...],
+    term_gradients: Any = "none",
 ) -> Query:
+    if term_gradients != "none" and not terms:
+        raise Refusal("invalid_request", "term_gradients needs terms: name the values to differentiate")
     received = decode_inputs(request.inputs, "")
     for name in (*request.inputs, *request.models):
         if not _usable(name):
@@ -101,6 +105,7 @@ def _query(
         outputs=outputs,
         nesting="auto" if request.nesting == "default" else request.nesting,
         dtype=dtype,
+        term_gradients=term_gradients,
     )
     models = {name: one.model for name, one in hosted.items()}
     return Query(signature, models, inputs, params, state, weights, request.seed, request.deadline_ms)

@@ -43,13 +43,45 @@ def objective(evaluation: Evaluation, signature: Signature) -> Callable[[Any], A
             return {"outputs": _outputs(evaluation, signature, arguments)}
         variables = OrderedDict((_label(key), _read(arguments, key)) for key in variables_of(signature))
         loss = _loss(evaluation, signature, arguments)
-        (value, answer), gradients = jax.value_and_grad(loss, has_aux=True)(variables)
-        by_key = {key: gradients[_label(key)] for key in variables_of(signature)}
-        # Ordered dicts throughout: JAX gives plain ones back sorted by name.
-        collected = OrderedDict((one.key, _collect(one, signature, by_key)) for one in signature.wrt)
-        return {"value": value, "gradients": collected, **answer}
+        if signature.term_gradients == "none":
+            (value, answer), gradients = jax.value_and_grad(loss, has_aux=True)(variables)
+            return {"value": value, "gradients": _by_entry(gradients, signature), **answer}
+        return _with_terms(loss, variables, signature)
 
     return compute
+
+
+def _with_terms(
+    loss: Callable[[Any], tuple[Any, dict[str, Any]]], variables: Mapping[str, Any], signature: Signature
+) -> dict[str, Any]:
+    """The answer with the gradient of each term: one forward pass, one backward pass a term."""
+
+    def value_and_terms(variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        value, answer = loss(variables)
+        return (value, answer["terms"]), answer
+
+    (value, terms), pull, answer = jax.vjp(value_and_terms, variables, has_aux=True)
+    none = jax.tree.map(jnp.zeros_like, terms)
+    (gradients,) = pull((jnp.ones_like(value), none))
+    norms, full = OrderedDict[str, Any](), OrderedDict[str, Any]()
+    for name in signature.terms:
+        one = none.copy()
+        one[name] = jnp.ones_like(value)
+        (of_term,) = pull((jnp.zeros_like(value), one))
+        full[name] = _by_entry(of_term, signature)
+        norms[name] = OrderedDict((key, _norm(gradient)) for key, gradient in full[name].items())
+    found = {"value": value, "gradients": _by_entry(gradients, signature), "term_norms": norms, **answer}
+    return found if signature.term_gradients == "norms" else {**found, "term_gradients": full}
+
+
+def _norm(gradient: Any) -> Any:
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
+
+
+def _by_entry(gradients: Mapping[str, Any], signature: Signature) -> Any:
+    """Gradients keyed as in `wrt`. Ordered dicts throughout: JAX gives plain ones back sorted by name."""
+    by_key = {key: gradients[_label(key)] for key in variables_of(signature)}
+    return OrderedDict((one.key, _collect(one, signature, by_key)) for one in signature.wrt)
 
 
 def loss_value(evaluation: Evaluation, signature: Signature) -> Callable[[Any], Any]:
