@@ -10,6 +10,7 @@ Mathematics of Computation 51 (1988).
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -130,7 +131,8 @@ def _access(signature: Signature, key: str) -> tuple[Callable[[Any], Any], Calla
         return {**arguments, "params": {**arguments["params"], **trees}}
 
     def get_params(arguments: Any) -> Any:
-        trees = {name: arguments["params"][name] for name in models}
+        # In the order of the gradients: flattened, a plain dict is sorted by name.
+        trees = OrderedDict((name, arguments["params"][name]) for name in models)
         return trees[models[0]] if len(models) == 1 else trees
 
     return get_params, put_params

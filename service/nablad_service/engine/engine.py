@@ -189,8 +189,7 @@ def _check_reaches(program: Program, variable: Variable, targets: list[int]) -> 
     if variable.kind == "input":
         reached = program.inputs[str(variable.name)] in used
     else:
-        bindings = program.bindings
-        models = [variable.name] if variable.name else list(bindings)
-        reached = any(bindings[str(model)] in used for model in models)
+        models = [variable.name] if variable.name else list(program.parameters)
+        reached = any(program.parameters[str(model)] in used for model in models)
     if not reached:
         raise Refusal("independent", f"the loss does not depend on '{variable.key}', which wrt asks for")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import jax
@@ -13,13 +13,17 @@ import jax.numpy as jnp
 from nablad.problems import Refusal
 from nablad_service.engine import coupling, derivatives, values
 from nablad_service.engine.derivatives import Choice, Differentiation, Shapes
-from nablad_service.engine.indexing import carried, check_index, common_length, leaf_of, mapped_axes, no_leaf
+from nablad_service.engine.indexing import carried, check_index, common_length, leaf_of, mapped_axes
 from nablad_service.engine.operators import TABLE
 from nablad_service.engine.operators.arithmetic import column_meets_row
-from nablad_service.engine.values import Tree, Value, arrays_in, show
+from nablad_service.engine.values import Value, arrays_in, show
 from nablad_service.language import Limits, graph
 from nablad_service.language.places import place
 
+DROPOUT = 0x64726F70
+"""Keeps the keys of dropout apart from those of the random operators."""
+BEFORE_ALL = -1
+"""The call that left the state which the request gives."""
 MOST_AXES = 32
 """NumPy on either end has no more."""
 
@@ -67,23 +71,39 @@ class Environment:
     """The values known so far, by node. A derivative or a map evaluates its part in a child of its own."""
 
     values: dict[int, Value]
-    state: dict[str, Mapping[str, Any]]
+    states: dict[str, list[tuple[int, Mapping[str, Any]]]]
+    """Running states by model, each with the call that left it; shared with all children.
+
+    A call starts from what the calls before it left, in order of the text: also when a derivative
+    evaluates it again, later.
+    """
     key: Any
     """The request's random key."""
     outermost: bool = True
+    runs: tuple[Any, ...] = ()
+    """The number of the example, or of the iteration, in each map and loop around it."""
     examples: int = 1
     """How many examples the maps around it hold: each array here stands for so many."""
 
     iterations: int = 1
     """How often the loops around it run it."""
 
-    def inside(self, body: graph.Body, arguments: Iterable[Value]) -> Environment:
-        """The environment of a map's or a loop's body, its arguments in place.
+    def state_before(self, model: str, call: int) -> Mapping[str, Any]:
+        """The state that a call starts from."""
+        return next(state for index, state in reversed(self.states[model]) if index < call)
+
+    def last_state(self, model: str) -> Mapping[str, Any]:
+        """The state after all calls."""
+        return self.states[model][-1][1]
+
+    def inside(self, body: graph.Body, arguments: Iterable[Value], run: Any) -> Environment:
+        """The environment of the body of a map or a loop, its arguments in place, for the run of that number.
 
         It is no derivative: gradients directly inside it are still the outermost ones.
         """
         inner = self.child(dict(zip(body.parameters, arguments, strict=True)))
         inner.outermost = self.outermost
+        inner.runs = (*self.runs, run)
         # Evaluated anew in every run: what an enclosing body left behind must not pass for it.
         for index in body.nodes:
             inner.values.pop(index, None)
@@ -92,8 +112,7 @@ class Environment:
     def child(self, known: Mapping[int, Value]) -> Environment:
         """The same, with `known` in place; what the child computes or updates stays in the child."""
         values = {**self.values, **known}
-        state = dict(self.state)
-        return Environment(values, state, self.key, False, self.examples, self.iterations)
+        return replace(self, values=values, outermost=False)
 
 
 @dataclass
@@ -144,22 +163,8 @@ class Evaluation:
     def input(self, node: graph.Input, environment: Environment) -> Value:
         raise Refusal("missing_input", f"the input '{node.name}' has no value")
 
-    def binding(self, node: graph.Binding, environment: Environment) -> Value:
-        raise Refusal("invalid_params", f"model '{node.model}' has no parameters bound")
-
-    def parameter_leaf(self, node: graph.ParameterLeaf, environment: Environment) -> Value:
-        params = environment.values[node.binding]
-        if node.leaf not in params:
-            raise Refusal("unknown_name", no_leaf(node.leaf, params))
-        return params[node.leaf]
-
     def parameters(self, node: graph.Parameters, environment: Environment) -> Value:
-        tree: Tree = environment.values[node.binding].copy()
-        for index in node.leaves:
-            leaf = self.meaning.program.nodes[index]
-            assert isinstance(leaf, graph.ParameterLeaf)
-            tree[leaf.leaf] = environment.values[index]
-        return tree
+        raise Refusal("invalid_params", f"model '{node.model}' has no parameters bound")
 
     def identity(self, node: graph.Identity, environment: Environment) -> Value:
         return environment.values[node.value]
@@ -208,6 +213,8 @@ class Evaluation:
         """JAX turns whole numbers into float64 here and there; the program has one float type."""
         if isinstance(result, tuple):
             return tuple(self.settle(item) for item in result)
+        if isinstance(result, dict):
+            return values.map_tree(self.settle, result)
         if (
             isinstance(result, jax.Array)
             and jnp.issubdtype(result.dtype, jnp.floating)
@@ -231,6 +238,9 @@ class Evaluation:
             return value[position]
         operand = values.array(value, "what is indexed")
         check_index(operand, entries)
+        if any(values.is_array(entry) for entry in entries):
+            # Data cannot be refused: a position out of range gives NaN, as in take.
+            return operand.at[tuple(entries)].get(mode="fill", fill_value=None)
         return operand[tuple(entries)]
 
     def _entry(self, entry: Any, environment: Environment) -> Any:
@@ -274,24 +284,31 @@ class Evaluation:
         x = arguments[0]
         if x.dtype == bool:
             x = x.astype(self.meaning.dtype)
-        # Dropout: one mask a call, the same wherever a derivative evaluates the call again.
-        key = jax.random.fold_in(environment.key, node.index) if train else None
-        output, state = model.apply(params, environment.state[node.model], x, train=train, key=key)
-        if train:
+        started = environment.state_before(node.model, node.index)
+        key = self._dropout_key(node, environment) if train else None
+        output, state = model.apply(params, started, x, train=train, key=key)
+        if train and environment.outermost and not node.mapped:
             # Running statistics are kept, not differentiated.
-            environment.state[node.model] = jax.lax.stop_gradient(state)
+            environment.states[node.model].append((node.index, jax.lax.stop_gradient(state)))
         return self.settle(output)
+
+    def _dropout_key(self, node: graph.ModelCall, environment: Environment) -> Any:
+        """One mask a call and run, the same wherever a derivative evaluates the call again."""
+        key = jax.random.fold_in(environment.key, DROPOUT)
+        for number in (node.index, *environment.runs):
+            key = jax.random.fold_in(key, number)
+        return key
 
     def map(self, node: graph.Map, environment: Environment) -> Value:
         arguments = [environment.values[index] for index in node.arguments]
         axes, length = mapped_axes(node.in_axes, arguments)
 
-        def one_example(*examples: Value) -> Value:
-            inner = environment.inside(node.body, examples)
+        def one_example(run: Any, *examples: Value) -> Value:
+            inner = environment.inside(node.body, examples, run)
             inner.examples = environment.examples * length
             return arrays_in(self.body(node.body, inner), "a mapped function", self.meaning.dtype)
 
-        return jax.vmap(one_example, in_axes=axes)(*arguments)
+        return jax.vmap(one_example, in_axes=(0, *axes))(jnp.arange(length), *arguments)
 
     def loop(self, node: graph.Loop, environment: Environment) -> Value:
         first, second = (environment.values[index] for index in node.arguments)
@@ -307,8 +324,10 @@ class Evaluation:
             raise Refusal("limit", detail)
         init = arrays_in(init, f"the start of {node.operator}", self.meaning.dtype)
 
-        def step(carry: Value, x: Value) -> tuple[Value, Value]:
-            inner = environment.inside(node.body, (x, carry) if node.operator == "fori" else (carry, x))
+        def step(carry: Value, numbered: tuple[Any, Value]) -> tuple[Value, Value]:
+            run, x = numbered
+            arguments = (x, carry) if node.operator == "fori" else (carry, x)
+            inner = environment.inside(node.body, arguments, run)
             inner.iterations = iterations
             result = arrays_in(
                 self.body(node.body, inner), f"the body of {node.operator}", self.meaning.dtype
@@ -319,7 +338,8 @@ class Evaluation:
                 raise Refusal("wrong_kind", f"the body of scan returns (carry, y), not {show(result)}")
             return carried(result[0], init, node.operator), result[1]
 
-        last, ys = jax.lax.scan(step, init, xs, length=max(length, 0))
+        numbers = jnp.arange(max(length, 0), dtype=jnp.int32)
+        last, ys = jax.lax.scan(step, init, (numbers, xs), length=max(length, 0))
         return last if node.operator == "fori" else (last, ys)
 
     def body(self, body: graph.Body, inner: Environment) -> Value:
@@ -333,8 +353,16 @@ class Evaluation:
         x = self._variable(node, environment)
         captured = {index: environment.values[index] for index in node.captured}
 
+        if node.leaf is not None:
+            # The rest of the tree is captured too: its own gradients flow through it.
+            captured[node.wrt] = environment.values[node.wrt]
+
         def function(x: Value, captured: Mapping[int, Value]) -> Value:
-            inner = environment.child({**captured, node.wrt: x})
+            at = x
+            if node.leaf is not None:
+                at = captured[node.wrt].copy()
+                at[node.leaf] = x
+            inner = environment.child({**captured, node.wrt: at})
             for index in node.path:
                 inner.values[index] = self.value(index, inner)
             return values.array(inner.values[node.value], "the value that is differentiated")
@@ -356,6 +384,11 @@ class Evaluation:
 
     def _variable(self, node: graph.Derivative, environment: Environment) -> Value:
         x = environment.values[node.wrt]
+        if node.leaf is not None:
+            x = leaf_of(x, [node.leaf])
+        if isinstance(x, tuple):
+            detail = f"'{node.wrt_name}' is a tuple; name an array, p = stack([a, b]), and compute from it"
+            raise Refusal("wrong_kind", detail)
         if values.is_static(x):
             return jnp.asarray(x, self.meaning.dtype)
         x = _as_arrays(x)
@@ -406,8 +439,6 @@ def _as_arrays(value: Value) -> Value:
 RULES: dict[type[graph.Node], Callable[[Evaluation, Any, Environment], Value]] = {
     graph.Constant: Evaluation.constant,
     graph.Input: Evaluation.input,
-    graph.Binding: Evaluation.binding,
-    graph.ParameterLeaf: Evaluation.parameter_leaf,
     graph.Parameters: Evaluation.parameters,
     graph.Identity: Evaluation.identity,
     graph.Apply: Evaluation.apply,

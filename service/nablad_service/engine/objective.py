@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nablad.problems import Refusal
-from nablad_service.engine.evaluation import Environment, Evaluation
+from nablad_service.engine.evaluation import BEFORE_ALL, Environment, Evaluation
 from nablad_service.engine.values import Tree, arrays_in, show
 from nablad_service.language import graph
 from nablad_service.language.places import nearest, place
@@ -144,9 +144,10 @@ def _collect(variable: Variable, signature: Signature, gradients: Mapping[Variab
 def _environment(evaluation: Evaluation, arguments: Any) -> Environment:
     program = evaluation.meaning.program
     known: dict[int, Any] = {index: arguments["inputs"][name] for name, index in program.inputs.items()}
-    for name, index in program.bindings.items():
+    for name, index in program.parameters.items():
         known[index] = OrderedDict(arguments["params"][name])
-    return Environment(known, dict(arguments["state"]), jax.random.key(arguments["seed"]))
+    states = {name: [(BEFORE_ALL, given)] for name, given in arguments["state"].items()}
+    return Environment(known, states, jax.random.key(arguments["seed"]))
 
 
 def _loss(
@@ -173,7 +174,10 @@ def _loss(
             (name, _result(evaluation, name, found[named_value(program, name)])) for name in signature.outputs
         )
         trained = OrderedDict(
-            (model.name, OrderedDict((leaf, environment.state[model.name][leaf]) for leaf, _ in model.state))
+            (
+                model.name,
+                OrderedDict((leaf, environment.last_state(model.name)[leaf]) for leaf, _ in model.state),
+            )
             for model in signature.models
             if model.state and _is_trained(evaluation, model.name, targets)
         )
@@ -186,9 +190,10 @@ def _outputs(evaluation: Evaluation, signature: Signature, arguments: Any) -> Tr
     program = evaluation.meaning.program
     environment = _environment(evaluation, arguments)
     targets = [named_value(program, name) for name in signature.outputs]
-    found = evaluation.evaluate(targets, environment)
+    found = evaluation.evaluate([*targets, *_trained_calls(evaluation, targets)], environment)
     return OrderedDict(
-        (name, _result(evaluation, name, value)) for name, value in zip(signature.outputs, found, strict=True)
+        (name, _result(evaluation, name, value))
+        for name, value in zip(signature.outputs, found, strict=False)
     )
 
 

@@ -218,6 +218,7 @@ def _map(lowering: Lowering, function: Mapped, arguments: list[int], span: Span)
         graph.Map,
         span,
         order=_order(lowering, body),
+        cost=_cost(lowering, body),
         arguments=tuple(arguments),
         in_axes=function.in_axes,
         body=body,
@@ -237,6 +238,7 @@ def _loop(lowering: Lowering, operator: str, arguments: list[int | Callable], sp
         graph.Loop,
         span,
         order=_order(lowering, body),
+        cost=_cost(lowering, body),
         operator=operator,
         arguments=tuple(values),
         body=body,
@@ -265,3 +267,7 @@ def _body(lowering: Lowering, function: Callable, count: int, span: Span) -> gra
 
 def _order(lowering: Lowering, body: graph.Body) -> int:
     return max((lowering.orders[index] for index in body.nodes), default=0)
+
+
+def _cost(lowering: Lowering, body: graph.Body) -> int:
+    return 1 + sum(lowering.costs[index] for index in body.nodes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from nablad_service.language.graph import Apply, Index, Node, Unpack
+from nablad_service.language.graph import Apply, Constant, Index, Node, Unpack
 
 # These read the shape of an array only, never its entries: nothing flows through them.
 SHAPE_ONLY = frozenset({"shape", "zeros_like", "ones_like"})
@@ -19,11 +19,14 @@ class Path:
     captured: tuple[int, ...]
 
 
-def path(nodes: Sequence[Node], value: int, variable: int, leaves: Collection[int]) -> Path | None:
+def path(
+    nodes: Sequence[Node], value: int, variable: int, leaves: Collection[int], leaf: str | None = None
+) -> Path | None:
     """The path from `variable` to `value`, or None where the value does not depend on the variable.
 
     `leaves` are held fixed: inside a `def` its arguments are variables of their own, whatever they were
-    computed from outside.
+    computed from outside. With `leaf`, the variable is that array of a tree: what reads another array of the
+    tree by its name does not depend on it.
     """
     if value == variable:
         return Path((), ())
@@ -38,7 +41,9 @@ def path(nodes: Sequence[Node], value: int, variable: int, leaves: Collection[in
             waiting.extend(_flow(nodes[index]))
     moving = {variable}
     for index in sorted(seen):
-        if index not in leaves and any(read in moving for read in _flow(nodes[index])):
+        if index in leaves or _reads_other_leaf(nodes, index, variable, leaf):
+            continue
+        if any(read in moving for read in _flow(nodes[index])):
             moving.add(index)
     if value not in moving:
         return None
@@ -63,3 +68,11 @@ def _flow(node: Node) -> tuple[int, ...]:
     if isinstance(node, Apply) and node.operator in SHAPE_ONLY:
         return ()
     return node.reads
+
+
+def _reads_other_leaf(nodes: Sequence[Node], index: int, variable: int, leaf: str | None) -> bool:
+    match nodes[index]:
+        case Index(value=value, entries=(int() as entry,)) if leaf is not None and value == variable:
+            name = nodes[entry]
+            return isinstance(name, Constant) and isinstance(name.value, str) and name.value != leaf
+    return False

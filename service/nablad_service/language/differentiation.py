@@ -41,8 +41,8 @@ def _add_derivative(
     scope: Scope,
     span: Span,
 ) -> int:
-    wrt, name = _variable(lowering, variable, scope, signature)
-    found = dependence.path(lowering.nodes, value, wrt, lowering.frame.leaves - {wrt})
+    wrt, leaf, name = _variable(lowering, variable, scope, signature)
+    found = dependence.path(lowering.nodes, value, wrt, lowering.frame.leaves - {wrt}, leaf)
     if found is None:
         _independent(lowering, value, wrt, name, span)
     inside = (*found.nodes, value)
@@ -59,6 +59,7 @@ def _add_derivative(
         operator=signature.name,
         value=value,
         wrt=wrt,
+        leaf=leaf,
         wrt_name=name,
         vectors=vectors,
         path=found.nodes,
@@ -68,19 +69,19 @@ def _add_derivative(
 
 def _variable(
     lowering: Lowering, node: ast.expr, scope: Scope, signature: OperatorSignature
-) -> tuple[int, str]:
+) -> tuple[int, str | None, str]:
     span = Span.of(node)
-    leaf = lowering.named_leaf(node, scope)
-    if leaf is not None:
-        return leaf, ast.unparse(node)
+    named = lowering.named_leaf(node, scope)
+    if named is not None:
+        return *named, ast.unparse(node)
     match node:
         case ast.Attribute(attr="params"):
-            return lowering.expression(node, scope), ast.unparse(node)
+            return lowering.expression(node, scope), None, ast.unparse(node)
         case ast.Name(id=name):
             if isinstance(scope.find(name), Model):
                 detail = f"'{name}' is a model; differentiate with respect to {name}.params"
                 lowering.refuse("not_a_name", detail, span)
-            return lowering.name(name, scope, span), name
+            return lowering.name(name, scope, span), None, name
     detail = (
         f"{signature.name} differentiates with respect to a name, not an expression; name it first "
         f"(t = {ast.unparse(node)[:40]}) and compute the value from that name"

@@ -44,36 +44,10 @@ class Input(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Binding(Node):
-    """The parameters that the request binds to a model: a tree, as it came."""
-
-    model: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParameterLeaf(Node):
-    """One array of a model's parameters, as a variable: `model.params["layer_1.weight"]`."""
-
-    model: str
-    leaf: str
-    binding: int
-
-    @property
-    def reads(self) -> tuple[int, ...]:
-        return (self.binding,)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters(Node):
-    """All parameters of a model, as a variable: the bound tree, with those leaves that are variables."""
+    """All parameters of a bound model: a tree."""
 
     model: str
-    binding: int
-    leaves: tuple[int, ...]
-
-    @property
-    def reads(self) -> tuple[int, ...]:
-        return (self.binding, *self.leaves)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,11 +194,12 @@ class Loop(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Derivative(Node):
-    """A derivative of `value` with respect to the variable `wrt`."""
+    """A derivative of `value` with respect to the variable `wrt`, or to one `leaf` of that tree."""
 
     operator: str
     value: int
     wrt: int
+    leaf: str | None
     wrt_name: str
     vectors: tuple[int, ...]
     path: tuple[int, ...]
@@ -244,7 +219,7 @@ class Program:
     names: Mapping[str, int]
     """Every top-level name: inputs and named values."""
     inputs: Mapping[str, int]
-    bindings: Mapping[str, int]
+    parameters: Mapping[str, int]
     result: int | None
     """The last expression; None where the text ends with an assignment."""
     result_span: Span | None

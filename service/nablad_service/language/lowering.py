@@ -76,11 +76,8 @@ class Lowering:
         self.orders: list[int] = []
         self.costs: list[int] = []
         self.total_cost = 0
-        self.bindings: dict[str, int] = {}
         self.parameters: dict[str, int] = {}
-        self.leaves: dict[tuple[str, str], int] = {}
         self.frame = Frame()
-        self.result_span: Span | None = None
 
     # -- nodes
 
@@ -113,38 +110,25 @@ class Lowering:
         top = Scope(None)
         input_nodes = {name: self.add(graph.Input, None, name=name) for name in inputs}
         for name in models:
-            self._add_parameters(module, name)
+            self.parameters[name] = self.add(graph.Parameters, None, model=name)
             top.names[name] = Model(name)
         top.names.update({name: Variable(index) for name, index in input_nodes.items()})
         reserved = frozenset(top.names)
         result = self.body(module.body, top, reserved)
+        last = module.body[-1] if module.body else None
+        value = last.value if isinstance(last, ast.Return | ast.Expr) else None
+        result_span = Span.of(value) if value else None
         names = {name: meaning.index for name, meaning in top.names.items() if isinstance(meaning, Variable)}
         return graph.Program(
             self.text,
             tuple(self.nodes),
             names,
             input_nodes,
-            dict(self.bindings),
+            dict(self.parameters),
             result,
-            self.result_span,
+            result_span,
             tuple(self.orders),
         )
-
-    def _add_parameters(self, module: ast.Module, model: str) -> None:
-        # A leaf that the text names gets a node of its own, before the tree that holds it.
-        binding = self.bindings[model] = self.add(graph.Binding, None, model=model)
-        for node in ast.walk(module):
-            match node:
-                case ast.Subscript(
-                    value=ast.Attribute(value=ast.Name(id=name), attr="params"),
-                    slice=ast.Constant(value=str(leaf)),
-                ) if name == model and (model, leaf) not in self.leaves:
-                    span = Span.of(node)
-                    self.leaves[model, leaf] = self.add(
-                        graph.ParameterLeaf, span, model=model, leaf=leaf, binding=binding
-                    )
-        leaves = tuple(index for (name, _), index in self.leaves.items() if name == model)
-        self.parameters[model] = self.add(graph.Parameters, None, model=model, binding=binding, leaves=leaves)
 
     # -- statements
 
@@ -160,7 +144,6 @@ class Lowering:
                         statement.name, Function(statement, scope), scope, reserved, Span.of(statement)
                     )
                 case ast.Return(value=ast.expr() as value) | ast.Expr(value=value) if last:
-                    self.result_span = Span.of(value)
                     return self.expression(value, scope)
                 case ast.Return():
                     detail = "return stands on the last line and gives a value: return x"
@@ -290,8 +273,8 @@ class Lowering:
         """`.T`, `.shape`, and `.params` of a model."""
         if attr == "params":
             match value:
-                case ast.Name(id=name) if isinstance(scope.find(name), Model):
-                    return self.parameters[name]
+                case ast.Name(id=name) if isinstance(meaning := scope.find(name), Model):
+                    return self.parameters[meaning.name]
                 case ast.Name(id=name) if scope.find(name) is None:
                     self.name(name, scope, Span.of(value))
             self.refuse("wrong_kind", "only a model has .params", span)
@@ -320,12 +303,14 @@ class Lowering:
                 return graph.Slice(start=low, stop=high, step=stride)
         return self.expression(part, scope)
 
-    def named_leaf(self, node: ast.expr, scope: Scope) -> int | None:
-        """The node of `model.params["leaf"]`, where `node` is that."""
+    def named_leaf(self, node: ast.expr, scope: Scope) -> tuple[int, str] | None:
+        """The tree and the leaf's name of `model.params["leaf"]`, where `node` is that."""
         match node:
             case ast.Subscript(
                 value=ast.Attribute(value=ast.Name(id=name), attr="params"),
                 slice=ast.Constant(value=str(leaf)),
-            ) if isinstance(scope.find(name), Model):
-                return self.leaves[name, leaf]
+            ):
+                meaning = scope.find(name)
+                if isinstance(meaning, Model):
+                    return self.parameters[meaning.name], leaf
         return None

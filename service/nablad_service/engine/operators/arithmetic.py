@@ -110,6 +110,12 @@ def matmul(a: Value, b: Value) -> Value:
     return jnp.matmul(a, b)
 
 
+def power(a: Value, b: Value) -> Value:
+    """a**b; x**2.0 is taken as x**2, whose derivatives exist at zero to any order."""
+    whole = isinstance(b, float) and b.is_integer() and jnp.issubdtype(a.dtype, jnp.floating)
+    return a ** (int(b) if whole else b)
+
+
 def prefix(symbol: str, name: str, doc: str, on_arrays: Callable[[Any], Any]) -> Row:
     """A unary operator."""
 
@@ -132,7 +138,7 @@ ROWS = (
     infix("/", "divide", "Quotient.", jnp.divide),
     infix("//", "floor_divide", "Quotient rounded down.", jnp.floor_divide),
     infix("%", "remainder", "Remainder with the sign of the divisor.", jnp.remainder),
-    infix("**", "power", "Power.", lambda a, b: a**b),
+    infix("**", "power", "Power.", power),
     infix("@", "matmul", "Matrix product; leading axes are batch axes.", matmul),
     infix("<", "less", "Whether a is less than b.", jnp.less),
     infix("<=", "less_equal", "Whether a is at most b.", jnp.less_equal),
