@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -121,7 +122,7 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
     if not options.quick:
-        machine = f"{jax.devices()[0].device_kind}, {platform.machine()}, JAX {jax.__version__}, float32"
+        machine = f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}, {platform.machine()}, JAX {jax.__version__}, float32"
         PAGE.write_text(
             "# Nesting of inner gradients\n\n"
             f"`python benchmarks/nesting.py` on: {machine}. Medians of 60 interleaved runs of the loss with\n"
