@@ -122,7 +122,8 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
     if not options.quick:
-        machine = f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}, {platform.machine()}, JAX {jax.__version__}, float32"
+        cores = f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}, {platform.machine()}"
+        machine = f"{cores}, JAX {jax.__version__}, float32"
         PAGE.write_text(
             "# Nesting of inner gradients\n\n"
             f"`python benchmarks/nesting.py` on: {machine}. Medians of 60 interleaved runs of the loss with\n"
