@@ -13,7 +13,8 @@ import numpy as np
 
 from nablad.problems import Refusal
 from nablad_service.engine import differences
-from nablad_service.engine.evaluation import Evaluation, Meaning
+from nablad_service.engine.environment import Meaning
+from nablad_service.engine.evaluation import Evaluation
 from nablad_service.engine.objective import loss_value, named_value, objective, result_of
 from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.plan import Plan, plan_of

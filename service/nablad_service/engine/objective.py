@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from nablad.problems import Refusal
-from nablad_service.engine.evaluation import BEFORE_ALL, Environment, Evaluation
+from nablad_service.engine.environment import BEFORE_ALL, Environment
+from nablad_service.engine.evaluation import Evaluation
 from nablad_service.engine.values import Tree, arrays_in, show
 from nablad_service.language import graph
 from nablad_service.language.places import nearest, place
