@@ -19,7 +19,7 @@ from nablad.errors import (
     Unavailable,
 )
 from nablad.results import CheckResult, EvaluateResult, GradientResult, Params, Plan
-from nablad.tracing import TraceError
+from nablad.tracing import TraceError, trace
 from nablad.tracing.operators import (
     Estimate,
     batched_jacobian,
@@ -104,6 +104,7 @@ __all__ = [
     "softplus",
     "sphere",
     "stop_gradient",
+    "trace",
     "uniform",
     "unravel_like",
     "vector_jacobian_product",

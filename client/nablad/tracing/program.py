@@ -25,6 +25,9 @@ class Traced:
     text: str
     constants: dict[str, np.ndarray[Any, Any]]
 
+    def __str__(self) -> str:
+        return self.text
+
 
 def trace(function: Callable[..., Any], *, inputs: Mapping[str, Any], models: Collection[str]) -> Traced:
     """Call `function` once with symbols and return what it does as a program of the loss language.
