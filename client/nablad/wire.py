@@ -111,7 +111,8 @@ def _parse(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise Refusal("malformed_body", f"the body is not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
-        detail = f"the body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        said = error.msg.removesuffix(" at")
+        detail = f"the body is not valid JSON: {said} at line {error.lineno}, column {error.colno}"
         if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string"):
             detail += "; it seems cut short"
         raise Refusal("malformed_body", detail) from None

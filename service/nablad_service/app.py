@@ -41,7 +41,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         scheduler = Scheduler(settings.max_queue)
         compiled = Programs(engine, limit=settings.max_programs, threads=settings.compile_threads)
         app.state.settings = settings
-        app.state.pipeline = Pipeline(engine, ModelStore(settings.max_models), compiled, scheduler)
+        app.state.pipeline = Pipeline(ModelStore(settings.max_models), compiled, scheduler)
         app.state.device = engine.device()
         app.state.ready = True
         yield

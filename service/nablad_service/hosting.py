@@ -70,7 +70,9 @@ class ModelStore:
         if hosted is None:
             names = self.names()
             known = f"hosted are {', '.join(names[:20])}" if names else "none is hosted; PUT one first"
-            raise Refusal("unknown_model", f"no model is called '{name}'{nearest(name, names)}; {known}")
+            raise Refusal(
+                "unknown_model", f"no model is called '{name}'{nearest(name, names) or f'; {known}'}"
+            )
         return hosted
 
     def put(

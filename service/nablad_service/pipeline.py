@@ -18,7 +18,7 @@ from nablad import wire
 from nablad.arrays import Encoding, encode_array, encode_tree
 from nablad.messages import CheckRequest, EvaluateRequest, GradientRequest, Message, ShortcutRequest, Timing
 from nablad.problems import Refusal
-from nablad_service.engine.engine import Engine, Executable
+from nablad_service.engine.engine import Executable
 from nablad_service.faults import first_fault
 from nablad_service.hosting import ModelStore
 from nablad_service.programs import Programs
@@ -58,49 +58,39 @@ class Answer:
 
 
 class Pipeline:
-    """What all calls share: the engine, the models, the compiled programs and the device's queue."""
+    """What all calls share: the models, the compiled programs and the device's queue."""
 
-    def __init__(self, engine: Engine, models: ModelStore, programs: Programs, scheduler: Scheduler) -> None:
-        self.engine = engine
+    def __init__(self, models: ModelStore, programs: Programs, scheduler: Scheduler) -> None:
         self.models = models
         self.programs = programs
         self.scheduler = scheduler
 
     async def gradient(self, body: Body) -> Answer:
         """`POST /v1/gradient`."""
-        started = time.perf_counter()
-        query = await off_loop(
-            len(body.data), lambda: gradient_query(decode(body, GradientRequest), self.models.get)
+        return await self._answer(
+            body, lambda: gradient_query(decode(body, GradientRequest), self.models.get)
         )
-        return await self._answer(query, body, time.perf_counter() - started)
 
     async def evaluate(self, body: Body) -> Answer:
         """`POST /v1/evaluate`."""
-        started = time.perf_counter()
-        query = await off_loop(
-            len(body.data), lambda: evaluate_query(decode(body, EvaluateRequest), self.models.get)
+        return await self._answer(
+            body, lambda: evaluate_query(decode(body, EvaluateRequest), self.models.get)
         )
-        return await self._answer(query, body, time.perf_counter() - started)
 
     async def shortcut(self, name: str, operator: str, body: Body) -> Answer:
         """`POST /v1/models/{name}/{operator}`: an `evaluate` with a ready-made program."""
-        started = time.perf_counter()
-
-        def query() -> Query:
-            request = evaluation(name, operator, decode(body, ShortcutRequest))
-            return evaluate_query(request, self.models.get)
-
-        found = await off_loop(len(body.data), query)
-        return await self._answer(found, body, time.perf_counter() - started)
+        return await self._answer(
+            body,
+            lambda: evaluate_query(
+                evaluation(name, operator, decode(body, ShortcutRequest)), self.models.get
+            ),
+        )
 
     async def check(self, body: Body) -> Answer:
-        """`POST /v1/check`: everything in float64, compiled and run on the device's thread."""
-        started = time.perf_counter()
-        query = await off_loop(
-            len(body.data),
-            lambda: gradient_query(decode(body, CheckRequest), self.models.get, dtype="float64"),
+        """`POST /v1/check`: everything in float64."""
+        query, decoded = await _timed(
+            body, lambda: gradient_query(decode(body, CheckRequest), self.models.get, dtype="float64")
         )
-        decoded = time.perf_counter() - started
 
         async def work() -> tuple[dict[str, Any], Finished[dict[str, Any]], bool, float]:
             started = time.perf_counter()
@@ -111,7 +101,9 @@ class Pipeline:
 
         return await self._finish(query, body, decoded, work)
 
-    async def _answer(self, query: Query, body: Body, decoded: float) -> Answer:
+    async def _answer(self, body: Body, read: Callable[[], Query]) -> Answer:
+        query, decoded = await _timed(body, read)
+
         async def work() -> tuple[dict[str, Any], Finished[dict[str, Any]], bool, float]:
             started = time.perf_counter()
             executable, compiled = await self.programs.executable(query)
@@ -175,6 +167,13 @@ def decode(body: Body, kind: type[MessageT]) -> MessageT:
         raise Refusal("invalid_request", first_fault(error, structure, kind)) from None
 
 
+async def _timed(body: Body, read: Callable[[], Query]) -> tuple[Query, float]:
+    """The query in a body, and how many seconds it took to read."""
+    started = time.perf_counter()
+    query = await off_loop(len(body.data), read)
+    return query, time.perf_counter() - started
+
+
 async def off_loop(size: int, work: Callable[[], T]) -> T:
     """Run `work` here if it handles few bytes, else on a thread."""
     return work() if size <= SMALL else await asyncio.to_thread(work)
@@ -191,7 +190,9 @@ async def _within(deadline_ms: float | None, spent: float, work: Awaitable[T]) -
 
 
 def _sections(result: dict[str, Any], executable: Executable) -> dict[str, Any]:
-    return {**result, "plan": executable.plan.document()}
+    # JAX gives a dict's members back sorted; people look for the value first.
+    first: dict[str, Any] = {name: result[name] for name in ("value", "terms", "gradients") if name in result}
+    return {**first, **result, "plan": executable.plan.document()}
 
 
 def _encode(section: Any, encoding: Encoding) -> Any:

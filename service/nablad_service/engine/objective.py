@@ -180,7 +180,7 @@ def _loss(
                 OrderedDict((leaf, environment.last_state(model.name)[leaf]) for leaf, _ in model.state),
             )
             for model in signature.models
-            if model.state and _is_trained(evaluation, model.name, targets)
+            if model.state and len(environment.states[model.name]) > 1
         )
         return value, {"terms": terms, "outputs": outputs, "state": trained}
 
@@ -198,26 +198,20 @@ def _outputs(evaluation: Evaluation, signature: Signature, arguments: Any) -> Tr
     )
 
 
-def _calls(evaluation: Evaluation, targets: list[int]) -> list[graph.ModelCall]:
-    """Calls in train mode, outside maps, that the targets rest on."""
+def _trained_calls(evaluation: Evaluation, targets: list[int]) -> list[int]:
+    """Calls in train mode, outside maps, that `targets` rest on: they update the running state.
+
+    Also where only a derivative reads them.
+    """
     program, modes = evaluation.meaning.program, evaluation.meaning.modes
     nodes = (program.nodes[index] for index in sorted(program.used(targets)))
     return [
-        node
+        node.index
         for node in nodes
         if isinstance(node, graph.ModelCall)
         and not node.mapped
         and (node.mode or modes[node.model]) == "train"
     ]
-
-
-def _trained_calls(evaluation: Evaluation, targets: list[int]) -> list[int]:
-    """Also evaluated where only a derivative reads them: they update the running state."""
-    return [node.index for node in _calls(evaluation, targets) if node.index not in targets]
-
-
-def _is_trained(evaluation: Evaluation, model: str, targets: list[int]) -> bool:
-    return any(node.model == model for node in _calls(evaluation, targets))
 
 
 def named_value(program: graph.Program, name: str) -> int:

@@ -7,7 +7,7 @@ arrays), a string, or None.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -57,6 +57,11 @@ def in_words(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
 
 
+def mismatch(detail: str, *shapes: Iterable[int]) -> Refusal:
+    """The refusal of shapes that do not fit; they travel beside the sentence."""
+    return Refusal("shape_mismatch", detail, extra={"shapes": [list(shape) for shape in shapes]})
+
+
 def array(value: Value, name: str = "the argument") -> jax.Array:
     """`value` as an array; tuples of scalars are stacked.
 
@@ -68,7 +73,7 @@ def array(value: Value, name: str = "the argument") -> jax.Array:
         shapes = [item.shape for item in items]
         if len(set(shapes)) != 1:
             detail = f"{name} is a list of arrays of unequal shapes: {', '.join(map(str, shapes))}"
-            raise Refusal("shape_mismatch", detail, extra={"shapes": [list(shape) for shape in shapes]})
+            raise mismatch(detail, *shapes)
         return jnp.stack(items)
     if not (is_array(value) or is_static(value)):
         raise Refusal("wrong_kind", f"{name} must be an array, not {show(value)}")

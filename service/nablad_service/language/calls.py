@@ -257,7 +257,6 @@ def _body(lowering: Lowering, function: Callable, count: int, span: Span) -> gra
     nodes = tuple(index for index in inside if not isinstance(lowering.nodes[index], graph.Argument))
     reads = {result, *(read for index in nodes for read in lowering.nodes[index].reads)}
     return graph.Body(
-        start=start,
         parameters=tuple(parameters),
         result=result,
         nodes=nodes,

@@ -111,7 +111,6 @@ class Index(Node):
 
     value: int
     entries: tuple[Any, ...]
-    is_tuple: bool
 
     @property
     def reads(self) -> tuple[int, ...]:
@@ -155,9 +154,8 @@ class ModelCall(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
-    """The nodes of a function that is evaluated many times: those from `start` to the node that holds it."""
+    """A function that is evaluated many times: some of the nodes before the one that holds it."""
 
-    start: int
     parameters: tuple[int, ...]
     result: int
     nodes: tuple[int, ...]

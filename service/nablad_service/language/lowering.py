@@ -283,11 +283,10 @@ class Lowering:
 
     def subscript(self, value: ast.expr, index: ast.expr, scope: Scope, span: Span) -> int:
         """`value[...]`."""
-        is_tuple = isinstance(index, ast.Tuple)
         parts = index.elts if isinstance(index, ast.Tuple) else [index]
         base = self.expression(value, scope)
         entries = tuple(self.index_entry(part, scope) for part in parts)
-        return self.add(graph.Index, span, value=base, entries=entries, is_tuple=is_tuple)
+        return self.add(graph.Index, span, value=base, entries=entries)
 
     def index_entry(self, part: ast.expr, scope: Scope) -> Any:
         """One entry of an index: a node, a slice, None or Ellipsis."""

@@ -19,7 +19,7 @@ from nablad_service.engine.derivatives.row import (
     Shapes,
     need_array,
 )
-from nablad_service.engine.values import Value
+from nablad_service.engine.values import Value, mismatch
 from nablad_service.language.signatures import OperatorSignature
 
 
@@ -57,7 +57,7 @@ def check(shapes: Shapes) -> None:
     x, y = tuple(shapes.x.shape), tuple(shapes.y.shape)
     if not x or not y or x[0] != y[0]:
         detail = f"batched_jacobian needs a common leading axis of examples, not {y} and {x}; see jacobian"
-        raise Refusal("shape_mismatch", detail, extra={"shapes": [list(y), list(x)]})
+        raise mismatch(detail, y, x)
 
 
 def choose(shapes: Shapes, nesting: str) -> Choice:

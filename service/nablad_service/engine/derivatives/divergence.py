@@ -5,14 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from nablad.problems import Refusal
 from nablad_service.engine.derivatives.hutchinson import independent_axes
 from nablad_service.engine.derivatives.row import (
     Choice,
     DerivativeRow,
     Differentiation,
     Shapes,
-    need_array,
+    need_square,
 )
 from nablad_service.engine.values import Value
 from nablad_service.language.signatures import OperatorSignature
@@ -32,11 +31,7 @@ def forward(problem: Differentiation) -> Value:
 
 def check(shapes: Shapes) -> None:
     """f a vector field: shaped like x, with coordinates on the last axis."""
-    need_array(shapes.x, "divergence")
-    f, x = tuple(shapes.y.shape), tuple(shapes.x.shape)
-    if f != x or not x:
-        detail = f"divergence needs a square Jacobian: value and variable of one shape, not {f} and {x}"
-        raise Refusal("shape_mismatch", detail, extra={"shapes": [list(f), list(x)]})
+    need_square(shapes, "divergence")
 
 
 ROW = DerivativeRow(

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nablad.problems import Refusal
 from nablad_service.engine.derivatives.row import (
     Choice,
     DerivativeRow,
@@ -24,8 +23,9 @@ from nablad_service.engine.derivatives.row import (
     Strategy,
     like,
     need_array,
+    need_square,
 )
-from nablad_service.engine.values import Value
+from nablad_service.engine.values import Value, mismatch
 from nablad_service.language.signatures import OperatorSignature
 
 
@@ -65,17 +65,13 @@ def mean_and_standard_error(samples: Callable[[Differentiation], Any]) -> Strate
     return strategy
 
 
-def check(shapes: Shapes) -> None:
+def check(shapes: Shapes, operator: str = "hutchinson_trace") -> None:
     """y and x of one shape with coordinates last; v like x, or with one more leading axis."""
-    need_array(shapes.x, "hutchinson_trace")
-    need_array(shapes.vectors[0], "hutchinson_trace", "the probes")
-    x, y, v = tuple(shapes.x.shape), tuple(shapes.y.shape), tuple(shapes.vectors[0].shape)
-    if x != y or not x:
-        detail = f"hutchinson_trace needs a square Jacobian: value and variable of one shape, not {y} and {x}"
-        raise Refusal("shape_mismatch", detail, extra={"shapes": [list(y), list(x)]})
+    need_square(shapes, operator)
+    need_array(shapes.vectors[0], operator, "the probes")
+    x, v = tuple(shapes.x.shape), tuple(shapes.vectors[0].shape)
     if x not in (v, v[1:]):
-        detail = f"hutchinson_trace needs probes shaped {x} or (count, *{x}), not {v}"
-        raise Refusal("shape_mismatch", detail, extra={"shapes": [list(x), list(v)]})
+        raise mismatch(f"{operator} needs probes shaped {x} or (count, *{x}), not {v}", x, v)
 
 
 def independent_axes(shapes: Shapes) -> tuple[tuple[int, int], ...]:
@@ -85,11 +81,11 @@ def independent_axes(shapes: Shapes) -> tuple[tuple[int, int], ...]:
 
 def check_several(shapes: Shapes) -> None:
     """As above, with a leading axis of at least two probes: one alone says nothing about its error."""
-    check(shapes)
+    check(shapes, "hutchinson")
     x, v = tuple(shapes.x.shape), tuple(shapes.vectors[0].shape)
     if len(v) == len(x) or v[0] < 2:
         detail = f"hutchinson needs two probes or more, (count, *{x}), not {v}; hutchinson_trace takes one"
-        raise Refusal("shape_mismatch", detail, extra={"shapes": [list(x), list(v)]})
+        raise mismatch(detail, x, v)
 
 
 def choose(shapes: Shapes, nesting: str) -> Choice:

@@ -12,7 +12,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-from nablad.problems import Refusal
 from nablad_service.engine.derivatives.row import (
     Choice,
     DerivativeRow,
@@ -20,7 +19,7 @@ from nablad_service.engine.derivatives.row import (
     Shapes,
     need_array,
 )
-from nablad_service.engine.values import Value
+from nablad_service.engine.values import Value, mismatch
 from nablad_service.language.signatures import OperatorSignature
 
 
@@ -62,7 +61,7 @@ def check(shapes: Shapes) -> None:
         column = len(u) == len(x) and u[:-1] == x[:-1] and u[-1:] == (1,)
         hint = "index it with [..., 0]" if column else "it is of one scalar an example"
         detail = f"laplacian needs a value whose shape begins that of the variable, not {u} and {x}; {hint}"
-        raise Refusal("shape_mismatch", detail, extra={"shapes": [list(u), list(x)]})
+        raise mismatch(detail, u, x)
 
 
 def independent_axes(shapes: Shapes) -> tuple[tuple[int, int], ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from nablad.problems import Refusal
 from nablad_service.engine.derivatives.row import (
     Choice,
     DerivativeRow,
@@ -17,7 +16,7 @@ from nablad_service.engine.derivatives.row import (
     Shapes,
     need_array,
 )
-from nablad_service.engine.values import Value
+from nablad_service.engine.values import Value, mismatch
 from nablad_service.language.signatures import OperatorSignature
 
 
@@ -34,7 +33,7 @@ def check(shapes: Shapes) -> None:
         return
     hint = "use grad(u, x)" if u == () else "write a def of one point and vmap it"
     detail = f"d needs a value and a variable of one shape, not {u} and {x}; {hint}"
-    raise Refusal("shape_mismatch", detail, extra={"shapes": [list(u), list(x)]})
+    raise mismatch(detail, u, x)
 
 
 def independent_axes(shapes: Shapes) -> tuple[tuple[int, int], ...]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nablad.problems import Refusal
-from nablad_service.engine.values import Value, map_tree
+from nablad_service.engine.values import Value, map_tree, mismatch
 from nablad_service.language.signatures import OperatorSignature
 
 Captured: TypeAlias = dict[int, Value]
@@ -103,12 +103,20 @@ def need_scalar(shapes: Shapes, operator: str) -> None:
         raise Refusal("not_scalar", detail, extra={"shapes": [list(shapes.y.shape)]})
 
 
+def need_square(shapes: Shapes, operator: str) -> None:
+    """Refuse values that are not shaped like the variable, with coordinates on a last axis."""
+    need_array(shapes.x, operator)
+    y, x = tuple(shapes.y.shape), tuple(shapes.x.shape)
+    if y != x or not x:
+        detail = f"{operator} needs a square Jacobian: value and variable of one shape, not {y} and {x}"
+        raise mismatch(detail, y, x)
+
+
 def need_same_shape(vector: Any, target: Any, operator: str, name: str, of: str) -> None:
     """Refuse a tangent or cotangent that is not shaped like what it belongs to."""
     if shapes_in(vector) != shapes_in(target):
         detail = f"{operator} needs {name} shaped like {of}, {describe(target)}, not {describe(vector)}"
-        shapes = [list(spec.shape) for spec in (target, vector) if not isinstance(spec, dict)]
-        raise Refusal("shape_mismatch", detail, extra={"shapes": shapes})
+        raise mismatch(detail, *(spec.shape for spec in (target, vector) if not isinstance(spec, dict)))
 
 
 def shapes_in(spec: Any) -> Any:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from nablad.problems import Refusal
 from nablad_service.engine.operators.row import Row, row
-from nablad_service.engine.values import Tree, Value, array, is_static, map_tree, show
+from nablad_service.engine.values import Tree, Value, array, is_static, map_tree, mismatch, show
 
 LARGEST = 2**63
 
@@ -91,7 +91,7 @@ def check_broadcast(left: Value, right: Value, symbol: str) -> None:
         jnp.broadcast_shapes(a, b)
     except ValueError:
         detail = f"shapes {a} and {b} do not fit for '{symbol}'"
-        raise Refusal("shape_mismatch", detail, extra={"shapes": [list(a), list(b)]}) from None
+        raise mismatch(detail, a, b) from None
 
 
 def column_meets_row(a: Value, b: Value) -> bool:
@@ -106,7 +106,7 @@ def matmul(a: Value, b: Value) -> Value:
     fits = a.ndim and b.ndim and a.shape[-1] == b.shape[-2 if b.ndim > 1 else 0]
     if not fits:
         detail = f"shapes {a.shape} and {b.shape} do not fit for '@'"
-        raise Refusal("shape_mismatch", detail, extra={"shapes": [list(a.shape), list(b.shape)]})
+        raise mismatch(detail, a.shape, b.shape)
     return jnp.matmul(a, b)
 
 

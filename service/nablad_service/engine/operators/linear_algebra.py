@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from nablad.problems import Refusal
 from nablad_service.engine.operators.row import Row, row
-from nablad_service.engine.values import Value, array, static_int
+from nablad_service.engine.values import Value, array, mismatch, static_int
 
 
 def matrix(name: str, doc: str, function: Callable[[Any], Any], *, square: bool = True) -> Row:
@@ -48,7 +48,7 @@ def dot(a: Value, b: Value) -> Value:
     left, right = array(a), array(b)
     if left.shape != right.shape:
         detail = f"dot sums the products of all entries: shapes {left.shape} and {right.shape} differ; see @"
-        raise Refusal("shape_mismatch", detail, extra={"shapes": [list(left.shape), list(right.shape)]})
+        raise mismatch(detail, left.shape, right.shape)
     return jnp.vdot(left, right)
 
 
@@ -58,7 +58,7 @@ def solve(a: Value, b: Value) -> Value:
     square = left.ndim >= 2 and left.shape[-1] == left.shape[-2]
     if not square or not right.ndim or right.shape[0 if right.ndim == 1 else -2] != left.shape[-1]:
         detail = f"solve(a, b) needs a square a and a b that fits, not {left.shape} and {right.shape}"
-        raise Refusal("shape_mismatch", detail, extra={"shapes": [list(left.shape), list(right.shape)]})
+        raise mismatch(detail, left.shape, right.shape)
     return jnp.linalg.solve(left, right)
 
 

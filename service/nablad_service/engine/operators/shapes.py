@@ -43,7 +43,7 @@ def stack(arrays: Value, axis: Value = 0) -> Value:
     shapes = [item.shape for item in items]
     if len(set(shapes)) != 1:
         detail = f"stack needs equal shapes, not {', '.join(map(str, shapes))}"
-        raise Refusal("shape_mismatch", detail, extra={"shapes": [list(one) for one in shapes]})
+        raise values.mismatch(detail, *shapes)
     where = values.one_axis(axis, items[0].ndim + 1)
     return jnp.stack(items, axis=where)
 
@@ -58,7 +58,7 @@ def concat(arrays: Value, axis: Value = 0) -> Value:
     rest = {tuple(n for i, n in enumerate(one) if i != where % len(one)) for one in shapes if one}
     if len({len(one) for one in shapes}) != 1 or len(rest) != 1:
         detail = f"concat along axis {where} needs shapes equal but there, not {', '.join(map(str, shapes))}"
-        raise Refusal("shape_mismatch", detail, extra={"shapes": [list(one) for one in shapes]})
+        raise values.mismatch(detail, *shapes)
     return jnp.concatenate(items, axis=where)
 
 
@@ -73,7 +73,7 @@ def reshape(x: Value, shape: Value) -> Value:
     fits = known == operand.size if not free else free == 1 and known > 0 and operand.size % known == 0
     if not fits or any(length < -1 for length in target):
         detail = f"shape {operand.shape} with {operand.size} entries cannot become {target}"
-        raise Refusal("shape_mismatch", detail, extra={"shapes": [list(operand.shape), list(target)]})
+        raise values.mismatch(detail, operand.shape, target)
     return jnp.reshape(operand, target)
 
 
@@ -108,9 +108,7 @@ def broadcast_to(x: Value, shape: Value) -> Value:
         return jnp.broadcast_to(operand, target)
     except ValueError:
         detail = f"shape {operand.shape} does not broadcast to {target}"
-        raise Refusal(
-            "shape_mismatch", detail, extra={"shapes": [list(operand.shape), list(target)]}
-        ) from None
+        raise values.mismatch(detail, operand.shape, target) from None
 
 
 def flip(x: Value, axis: Value = None) -> Value:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from nablad.problems import Refusal
 from nablad_service.engine.operators.row import row
-from nablad_service.engine.values import Value, array, show
+from nablad_service.engine.values import Value, array, mismatch, show
 
 
 def ravel(x: Value) -> Value:
@@ -22,7 +21,7 @@ def unravel_like(vector: Value, like: Value) -> Value:
     flat, unravel = ravel_pytree(target)
     if entries.shape != flat.shape:
         detail = f"unravel_like needs {flat.size} entries for {show(target)}, not shape {entries.shape}"
-        raise Refusal("shape_mismatch", detail, extra={"shapes": [list(entries.shape), list(flat.shape)]})
+        raise mismatch(detail, entries.shape, flat.shape)
     return unravel(jnp.asarray(entries, flat.dtype))
 
 
