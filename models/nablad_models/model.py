@@ -1,172 +1,94 @@
-"""A hosted architecture as pure functions of parameters and state."""
+"""What the service needs of a model, wherever it comes from."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
 from nablad.problems import Refusal
-from nablad_models.architecture import read_layers
-from nablad_models.chain import DoesNotChain
-from nablad_models.layer import Call, Layer
-from nablad_models.leaves import Leaf, draw
-from nablad_models.presets import expand
-from nablad_models.reading import LARGEST, MOST_AXES, Unreadable, check_extent, shown, size, unknown
-from nablad_models.shapes import Shape, all_fit, show
+from nablad_models.shapes import Shape, show
 
-KEYS = ("layers", "input")
+Output = Array | Mapping[str, Array]
+"""An answer: one array, or arrays by name."""
 
 
-@dataclass(frozen=True)
-class Model:
-    """An architecture, ready to be applied. Two models are equal when their architectures are.
+class Model(Protocol):
+    """A pure function of parameters, state and inputs, with the names and shapes of all of them.
 
     Parameters and state are flat mappings of dotted names to arrays, in the order of `parameter_shapes` and
-    `state_shapes`.
+    `state_shapes`. Two models of one digest are the same function.
     """
 
-    digest: str
-    """SHA-256 of the architecture in normal form: the identity for caches."""
-    architecture: dict[str, Any] = field(compare=False)
-    """The JSON in normal form, with every default written out; building it again gives the same model."""
-    example_shape: Shape = field(compare=False)
-    """The shape of one example, `None` where any size will do; axes before it are batch axes."""
-    output_shape: Shape = field(compare=False)
-    """The shape of the answer to one example."""
-    layer: Layer = field(compare=False, repr=False)
+    @property
+    def digest(self) -> str:
+        """The identity for caches."""
+        ...
 
     @property
-    def example_rank(self) -> int:
-        """The rank of one example."""
-        return len(self.example_shape)
+    def source(self) -> dict[str, Any]:
+        """Where the model comes from, as its card shows it: `{"architecture": {...}}` for layers in JSON."""
+        ...
 
     @property
-    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+    def input_shapes(self) -> Mapping[str, Shape | None]:
+        """Shapes of one example of each input, in the order in which a call gives them.
+
+        A size is None where any will do, a shape is None where the model does not say.
+        """
+        ...
+
+    @property
+    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the parameters, in declared order."""
-        return _shapes(self.layer.parameters)
+        ...
 
     @property
-    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+    def state_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the state (running statistics, fixed buffers) in declared order; empty when stateless."""
-        return _shapes(self.layer.state)
+        ...
 
-    def initial_params(self, seed: int = 0) -> dict[str, NDArray[np.float32]]:
-        """First parameters, float32, the same for a seed on every machine, each leaf on its own."""
-        return draw(self.layer.parameters, seed)
+    @property
+    def derivative_order(self) -> int | None:
+        """Most derivatives of the model that can be taken, None where there is no bound."""
+        ...
 
-    def initial_state(self) -> dict[str, NDArray[np.float32]]:
-        """First state, float32; it depends on the architecture alone."""
-        return draw(self.layer.state, 0)
+    def initial_params(self, seed: int = 0) -> Mapping[str, NDArray[Any]]:
+        """First parameters, the same for a seed."""
+        ...
 
-    def check_params(self, params: Mapping[str, Any]) -> None:
-        """Raise `Refusal("invalid_params")` that lists every missing, extra and misshapen leaf."""
-        _check("invalid_params", "parameters", self.parameter_shapes, params)
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise `Refusal("invalid_state")` that lists every missing, extra and misshapen leaf."""
-        _check("invalid_state", "state", self.state_shapes, state)
+    def initial_state(self) -> Mapping[str, NDArray[Any]]:
+        """First state."""
+        ...
 
     def apply(
         self,
         params: Mapping[str, Array],
         state: Mapping[str, Array],
-        x: Array,
-        *,
+        *inputs: Array,
         train: bool,
         key: Array | None = None,
-    ) -> tuple[Array, dict[str, Array]]:
-        """The answer to x, one example or a batch of them, and the new state (the same in eval mode).
+    ) -> tuple[Output, dict[str, Array]]:
+        """The answer to the inputs, with any batch axes first, and the new state (the same in eval mode).
 
-        x has shape `(*batch, *example_shape)`, the answer `(*batch, *output_shape)`. Pure, traceable, and
-        differentiable to any order in `params` and `x`, which share a float dtype; the answer has it too.
-        `key` feeds dropout in train mode. `params` and `state` are taken as checked.
+        Pure and traceable. `key` feeds randomness in train mode. `params` and `state` are taken as checked.
 
-        Raises `Refusal("shape_mismatch")` when x does not fit, or when batchnorm in train mode finds no
-        batch.
+        Raises `Refusal("shape_mismatch")` when an input does not fit.
         """
-        batch_axes = x.ndim - self.example_rank
-        if batch_axes < 0 or not all_fit(self.example_shape, x.shape[batch_axes:]):
-            expected, got = show(self.example_shape), show(x.shape)
-            raise Refusal(
-                "shape_mismatch",
-                f"the model takes examples of shape {expected}, got an array of shape {got}.",
-            )
-        try:
-            # Sizes left open by the architecture are known now.
-            self.layer.gives(x.shape[batch_axes:])
-        except DoesNotChain as problem:
-            raise Refusal("shape_mismatch", f"for an array of shape {show(x.shape)}, {problem}.") from problem
-        return self.layer.forward(params, state, x, Call(train=train, batch_axes=batch_axes, key=key))
+        ...
 
 
-def build(architecture: Mapping[str, Any]) -> Model:
-    """The model that an architecture in JSON describes.
-
-    `{"layers": [{"dense": [2, 4], "activation": "tanh"}, {"batchnorm": 4}]}` names its leaves
-    `layer_1.weight` and so on; `README.md` beside this file lists the layers. `"input"` may give the shape of
-    one example, `null` for sizes that the data decide; without it the first layers do.
-
-    Raises `Refusal("invalid_architecture")` with the layer, what is wrong with it, and the nearest known name
-    or both sizes.
-    """
-    try:
-        return _build(architecture)
-    except (Unreadable, DoesNotChain) as problem:
-        raise Refusal("invalid_architecture", f"{problem}.") from problem
+def check_params(model: Model, params: Mapping[str, Any]) -> None:
+    """Raise `Refusal("invalid_params")` that lists every missing, extra and misshapen leaf."""
+    _check("invalid_params", "parameters", model.parameter_shapes, params)
 
 
-def _build(architecture: Mapping[str, Any]) -> Model:
-    check_extent(architecture)
-    if isinstance(architecture, Mapping) and "preset" in architecture:
-        architecture = expand(architecture)
-        check_extent(architecture)
-    if not isinstance(architecture, Mapping) or "layers" not in architecture:
-        raise Unreadable(
-            f'an architecture looks like {{"layers": [{{"dense": [2, 4]}}]}}, got {shown(architecture)}'
-        )
-    for key in architecture:
-        if key not in KEYS:
-            raise Unreadable(unknown("key", str(key), KEYS))
-    layer, layers = read_layers(architecture["layers"])
-    count = sum(leaf.size for leaf in (*layer.parameters.values(), *layer.state.values()))
-    if count > LARGEST:
-        raise Unreadable(f"the model would have {count} parameters, at most {LARGEST} are hosted")
-    example_shape = _example_shape(architecture.get("input"), layer)
-    normal = {"input": list(example_shape), "layers": layers}
-    canonical = json.dumps(normal, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return Model(
-        digest=hashlib.sha256(canonical.encode()).hexdigest(),
-        architecture=normal,
-        example_shape=example_shape,
-        output_shape=layer.gives(example_shape),
-        layer=layer,
-    )
-
-
-def _example_shape(declared: Any, layer: Layer) -> Shape:
-    if declared is None:
-        if layer.takes is None:
-            raise Unreadable(
-                "the layers do not tell the shape of one example; say it beside them, "
-                'as in "input": [1, 28, 28] (null for a size that the data decide)'
-            )
-        return layer.takes
-    if not isinstance(declared, list | tuple) or len(declared) > MOST_AXES:
-        raise Unreadable(
-            f'"input" is the shape of one example, a list of sizes or null, got {shown(declared)}'
-        )
-    return tuple(None if each is None else size(each) for each in declared)
-
-
-def _shapes(leaves: Mapping[str, Leaf]) -> dict[str, tuple[int, ...]]:
-    return {name: leaf.shape for name, leaf in leaves.items()}
+def check_state(model: Model, state: Mapping[str, Any]) -> None:
+    """Raise `Refusal("invalid_state")` that lists every missing, extra and misshapen leaf."""
+    _check("invalid_state", "state", model.state_shapes, state)
 
 
 def _check(code: str, what: str, declared: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]) -> None:

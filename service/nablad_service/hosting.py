@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nablad.arrays import Received, Undeclared
 from nablad.messages import ModelInfo, ParameterInfo
 from nablad.problems import Refusal
-from nablad_models import Model, build
+from nablad_models import Model, build, check_params, check_state
 from nablad_service.language.places import nearest
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -36,7 +36,7 @@ class HostedModel:
         """The description that `GET /v1/models/{name}` gives."""
         return ModelInfo(
             name=self.name,
-            architecture=self.model.architecture,
+            architecture=self.model.source["architecture"],
             parameters={name: _info(leaf) for name, leaf in self.params.items()},
             state={name: _info(leaf) for name, leaf in self.state.items()},
             parameter_count=sum(leaf.size for leaf in self.params.values()),
@@ -130,14 +130,14 @@ class ModelStore:
 def own_params(model: Model, given: Mapping[str, Received]) -> dict[str, NDArray[Any]]:
     """Parameters checked against the model, in its declared order."""
     params = {name: declared(leaf) for name, leaf in given.items()}
-    model.check_params(params)
+    check_params(model, params)
     return _floats({name: params[name] for name in model.parameter_shapes}, "invalid_params", "parameter")
 
 
 def own_state(model: Model, given: Mapping[str, Received]) -> dict[str, NDArray[Any]]:
     """State checked against the model, in its declared order."""
     state = {name: declared(leaf) for name, leaf in given.items()}
-    model.check_state(state)
+    check_state(model, state)
     return _floats({name: state[name] for name in model.state_shapes}, "invalid_state", "state")
 
 

@@ -79,12 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a port of 0 is known before the server starts."""
+    """A listening socket: a port of 0 is known, and callers wait in line, before the application has started."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(2048)
     except OSError:
         listener.close()
         raise

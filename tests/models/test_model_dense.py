@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nablad.problems import Refusal
-from nablad_models import build
+from nablad_models import build, check_params, check_state
 
 SEED = {"layers": [{"dense": [2, 4], "activation": "tanh"}, {"batchnorm": 4}, {"dense": [4, 2]}]}
 LUX = json.loads((Path(__file__).parents[2] / "examples" / "lux_manual" / "loss_function1.json").read_text())
@@ -160,17 +160,17 @@ def test_wrong_feature_size_is_refused_with_both_shapes():
 def test_every_missing_extra_and_misshapen_leaf_is_listed():
     model = build(SEED)
     params = model.initial_params()
-    model.check_params(params)
+    check_params(model, params)
     del params["layer_1.bias"]
     params["layer_3.weight"] = params["layer_3.weight"].T
     params["layer_9.weight"] = params["layer_2.scale"]
     with pytest.raises(Refusal) as refused:
-        model.check_params(params)
+        check_params(model, params)
     assert refused.value.code == "invalid_params"
     assert "layer_1.bias (4,) is missing" in refused.value.detail
     assert "layer_9.weight is not one of the model's" in refused.value.detail
     assert "layer_3.weight has shape (4, 2) where (2, 4) is expected" in refused.value.detail
-    model.check_state(model.initial_state())
+    check_state(model, model.initial_state())
     with pytest.raises(Refusal) as refused:
-        model.check_state({})
+        check_state(model, {})
     assert refused.value.code == "invalid_state"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import nablad_models
-from nablad_models import build
+from nablad_models import build, check_params, check_state
 from nablad_models.activations import ACTIVATIONS, SCALED
 from nablad_models.initialisers import RULES
 from nablad_models.kinds import KINDS
@@ -153,8 +153,8 @@ def test_presets_are_architectures(preset):
     assert model == build(PRESETS[preset].make(**options))
     assert model == build(model.architecture)
     params, state = model.initial_params(), model.initial_state()
-    model.check_params(params)
-    model.check_state(state)
+    check_params(model, params)
+    check_state(model, state)
     x = jax.ShapeDtypeStruct((2, *shape), "int32" if preset == "transformer_small" else "float32")
     for train in (False, True):
         y, new = jax.eval_shape(

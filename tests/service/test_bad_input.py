@@ -165,7 +165,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
         "'a'",
     ),
     "model without input": ("sum(«model()»)", "arity", "model(x)"),
-    "model with two inputs": ("sum(«model(x, x)»)", "arity", "one input"),
+    "model with two inputs": ("sum(«model(x, x)»)", "arity", "takes 1 input"),
     "model with an unknown keyword": ("sum(«model(x, parms=x)»)", "arity", "'parms'"),
     "model in an unknown mode": ('sum(«model(x, mode="trian")»)', "wrong_kind", '"train"'),
     "vmap without a function": ("sum(vmap(«3»)(x))", "wrong_kind", "vmap(f)(x)"),

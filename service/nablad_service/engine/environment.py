@@ -4,29 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
+from nablad_models import Model
 from nablad_service.engine.derivatives import Choice, Shapes
 from nablad_service.engine.values import Value
 from nablad_service.language import Limits, graph
 
 BEFORE_ALL = -1
 """The call that left the state which the request gives."""
-
-
-class Hosted(Protocol):
-    """What the engine needs of a model; `nablad_models.Model` is one."""
-
-    @property
-    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shapes of the parameters, in declared order."""
-        ...
-
-    def apply(
-        self, params: Mapping[str, Any], state: Mapping[str, Any], x: Any, *, train: bool, key: Any
-    ) -> tuple[Any, dict[str, Any]]:
-        """The output and the new state; `key` feeds dropout."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +28,7 @@ class Meaning:
     """Everything that fixes what a program computes, apart from its values."""
 
     program: graph.Program
-    models: Mapping[str, Hosted]
+    models: Mapping[str, Model]
     modes: Mapping[str, str]
     dtype: Any
     """The float type of the program: the widest among inputs and parameters."""

@@ -15,14 +15,13 @@ from nablad_service.engine import coupling, derivatives, values
 from nablad_service.engine.derivatives import Differentiation, Shapes
 from nablad_service.engine.environment import Environment, Learned, Meaning
 from nablad_service.engine.indexing import carried, check_index, common_length, leaf_of, mapped_axes
+from nablad_service.engine.model_calls import model_call
 from nablad_service.engine.operators import TABLE
 from nablad_service.engine.operators.arithmetic import column_meets_row
 from nablad_service.engine.values import Value, arrays_in, show
 from nablad_service.language import graph
 from nablad_service.language.places import place
 
-DROPOUT = 0x64726F70
-"""Keeps the keys of dropout apart from those of the random operators."""
 MOST_AXES = 32
 """NumPy on either end has no more."""
 
@@ -91,7 +90,7 @@ class Evaluation:
             keywords["key"] = environment.key
         result = row.apply(*arguments, **keywords)
         self._look_for_traps(node, arguments)
-        return self.settle(result)
+        return values.in_float_type(self.meaning.dtype, result)
 
     def check_size(self, shape: tuple[int, ...], dtype: Any, examples: int) -> None:
         """Refuse an array that is larger than the server allows, before anyone makes it."""
@@ -120,20 +119,6 @@ class Evaluation:
                     "index the column with [:, 0]"
                 )
                 self.cautions[node.index] = message
-
-    def settle(self, result: Value) -> Value:
-        """JAX turns whole numbers into float64 here and there; the program has one float type."""
-        if isinstance(result, tuple):
-            return tuple(self.settle(item) for item in result)
-        if isinstance(result, dict):
-            return values.map_tree(self.settle, result)
-        if (
-            isinstance(result, jax.Array)
-            and jnp.issubdtype(result.dtype, jnp.floating)
-            and result.dtype != self.meaning.dtype
-        ):
-            return result.astype(self.meaning.dtype)
-        return result
 
     def make_tuple(self, node: graph.MakeTuple, environment: Environment) -> Value:
         return tuple(environment.values[index] for index in node.items)
@@ -176,40 +161,6 @@ class Evaluation:
         if count != node.count:
             raise Refusal("shape_mismatch", f"{show(value)} has {count} parts, {node.count} names are given")
         return value[node.position]
-
-    def model_call(self, node: graph.ModelCall, environment: Environment) -> Value:
-        model = self.meaning.models[node.model]
-        train = (node.mode or self.meaning.modes[node.model]) == "train"
-        params = environment.values[node.params]
-        if not isinstance(params, dict) or set(params) != set(model.parameter_shapes):
-            raise Refusal("wrong_kind", f"params= takes a tree with the parameters of '{node.model}'")
-        for name, shape in model.parameter_shapes.items():
-            if params[name].shape != shape:
-                detail = f"params= has {name} of shape {params[name].shape}, the model's is {shape}"
-                raise Refusal("shape_mismatch", detail)
-        arguments = [
-            self.settle(values.array(environment.values[index], f"the input of '{node.model}'"))
-            for index in node.arguments
-        ]
-        if len(arguments) != 1:
-            raise Refusal("arity", f"'{node.model}' takes one input, {len(arguments)} are given")
-        x = arguments[0]
-        if x.dtype == bool:
-            x = x.astype(self.meaning.dtype)
-        started = environment.state_before(node.model, node.index)
-        key = self._dropout_key(node, environment) if train else None
-        output, state = model.apply(params, started, x, train=train, key=key)
-        if train and environment.outermost and not node.mapped:
-            # Running statistics are kept, not differentiated.
-            environment.states[node.model].append((node.index, jax.lax.stop_gradient(state)))
-        return self.settle(output)
-
-    def _dropout_key(self, node: graph.ModelCall, environment: Environment) -> Any:
-        """One mask a call and run, the same wherever a derivative evaluates the call again."""
-        key = jax.random.fold_in(environment.key, DROPOUT)
-        for number in (node.index, *environment.runs):
-            key = jax.random.fold_in(key, number)
-        return key
 
     def map(self, node: graph.Map, environment: Environment) -> Value:
         arguments = [environment.values[index] for index in node.arguments]
@@ -357,7 +308,7 @@ RULES: dict[type[graph.Node], Callable[[Evaluation, Any, Environment], Value]] =
     graph.MakeTuple: Evaluation.make_tuple,
     graph.Index: Evaluation.index,
     graph.Unpack: Evaluation.unpack,
-    graph.ModelCall: Evaluation.model_call,
+    graph.ModelCall: lambda evaluation, node, environment: model_call(evaluation.meaning, node, environment),
     graph.Map: Evaluation.map,
     graph.Loop: Evaluation.loop,
     graph.Derivative: Evaluation.derivative,

@@ -52,6 +52,17 @@ def show(value: Value) -> str:
     return repr(value)
 
 
+def in_float_type(dtype: Any, value: Value) -> Value:
+    """`value` with its floats in `dtype`: JAX turns whole numbers into float64 here and there."""
+    if isinstance(value, tuple):
+        return tuple(in_float_type(dtype, item) for item in value)
+    if isinstance(value, dict):
+        return map_tree(lambda leaf: in_float_type(dtype, leaf), value)
+    if isinstance(value, jax.Array) and is_float(value) and value.dtype != dtype:
+        return value.astype(dtype)
+    return value
+
+
 def in_words(size: int) -> str:
     """A number of bytes as people read it."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"

@@ -143,11 +143,9 @@ def _values(lowering: Lowering, arguments: list[int | Callable], span: Span) -> 
 def _model_call(
     lowering: Lowering, model: str, arguments: list[int], keywords: dict[str, int], span: Span
 ) -> int:
-    unknown = set(keywords) - {"params", "mode"}
-    if unknown:
-        name = min(unknown)
-        lowering.refuse("arity", f"a model takes params= and mode=, not '{name}'", span)
-    if not arguments:
+    # Which names the inputs have, the model knows: net(sensors=u, y=points).
+    named = tuple((name, value) for name, value in keywords.items() if name not in ("params", "mode"))
+    if not arguments and not named:
         lowering.refuse("arity", f"{model}(x) takes an input; its parameters come from the binding", span)
     mode = None
     if "mode" in keywords:
@@ -160,6 +158,7 @@ def _model_call(
         span,
         model=model,
         arguments=tuple(arguments),
+        named=named,
         params=keywords.get("params", lowering.parameters[model]),
         mode=mode,
         mapped=lowering.frame.mapped,

@@ -142,6 +142,8 @@ class ModelCall(Node):
 
     model: str
     arguments: tuple[int, ...]
+    named: tuple[tuple[str, int], ...]
+    """Inputs that are given by their names."""
     params: int
     mode: str | None
     mapped: bool
@@ -149,7 +151,7 @@ class ModelCall(Node):
 
     @property
     def reads(self) -> tuple[int, ...]:
-        return (*self.arguments, self.params)
+        return (*self.arguments, *(index for _, index in self.named), self.params)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
