@@ -46,6 +46,7 @@ CODES: dict[str, Kind] = {
     "number_too_large": Kind(422, "A number is too large", errors.ProgramError),
     "limit": Kind(422, "The program is over a limit", errors.ProgramError),
     "not_differentiable": Kind(422, "A derivative does not exist", errors.ProgramError),
+    "function_failed": Kind(422, "A function of the server failed", errors.ProgramError),
     # the request around it
     "malformed_body": Kind(400, "The body cannot be read", errors.RequestError),
     "invalid_request": Kind(422, "The request is not valid", errors.RequestError),

@@ -42,6 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         compiled = Programs(engine, limit=settings.max_programs, threads=settings.compile_threads)
         app.state.settings = settings
         app.state.pipeline = Pipeline(ModelStore(settings.max_models), compiled, scheduler)
+        app.state.engine = engine
         app.state.device = engine.device()
         app.state.ready = True
         yield

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -15,11 +16,14 @@ from nablad.problems import Refusal
 from nablad_service.engine import differences
 from nablad_service.engine.environment import Meaning
 from nablad_service.engine.evaluation import Evaluation
+from nablad_service.engine.modes import NoForwardMode, no_forward_mode, no_reverse_mode
 from nablad_service.engine.objective import loss_value, named_value, objective, result_of
 from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.plan import Plan, plan_of
+from nablad_service.engine.registered import Registered, registered_as
 from nablad_service.engine.values import in_words
 from nablad_service.language import Limits, Program, graph, parse
+from nablad_service.language.signatures import OperatorSignature
 from nablad_service.query import Query, Signature, Variable
 
 
@@ -45,7 +49,8 @@ class Executable:
         """The answer's arrays, on the host: `value`, `terms`, `gradients`, `outputs`, `state`.
 
         Raises:
-            Refusal: `out_of_memory` where the device cannot hold the computation.
+            Refusal: `out_of_memory` where the device cannot hold the computation, `function_failed` where a
+                registered function fails with these values.
         """
         try:
             result = self.compiled(arguments(query))
@@ -54,6 +59,9 @@ class Executable:
             if "RESOURCE_EXHAUSTED" in str(error):
                 detail = "the device ran out of memory; send fewer examples at once"
                 raise Refusal("out_of_memory", detail) from error
+            # Only what the server's operator registered calls back into Python.
+            if failed := re.search(r"^_?\w*(?:Error|Exception): (.+)$", str(error), re.MULTILINE):
+                raise Refusal("function_failed", f"a function failed on the server: {failed[1]}") from error
             raise
 
 
@@ -62,19 +70,34 @@ class Engine:
     """Parses, plans, compiles and checks. Create it with `start`, which sets JAX up."""
 
     limits: Limits
+    functions: Mapping[str, Registered] = field(default_factory=dict)
+    """What the operator of the server registered, by name."""
 
     @classmethod
-    def start(cls, limits: Limits | None = None) -> Engine:
+    def start(
+        cls, limits: Limits | None = None, *, functions: Mapping[str, Callable[..., Any]] | None = None
+    ) -> Engine:
         """Set JAX up for float32 and float64 programs side by side, and give an engine.
 
         The switch is JAX's own and process-wide: it only allows 64-bit types. Programs keep to the float
         type of their inputs.
+
+        Raises:
+            ValueError: where a function cannot be registered under its name.
         """
         jax.config.update("jax_enable_x64", True)
         # GPUs multiply float32 matrices with fewer bits unless told otherwise; a derivative of a derivative
         # has none to spare.
         jax.config.update("jax_default_matmul_precision", "highest")
-        return cls(limits or Limits())
+        registered = {
+            name: registered_as(name, function, SIGNATURES) for name, function in (functions or {}).items()
+        }
+        return cls(limits or Limits(), registered)
+
+    @property
+    def signatures(self) -> dict[str, OperatorSignature]:
+        """What a program may call, by name and alias."""
+        return {**SIGNATURES, **{name: one.signature for name, one in self.functions.items()}}
 
     def device(self) -> str:
         """The device that programs run on, in words."""
@@ -91,7 +114,7 @@ class Engine:
             signature.text,
             inputs=[name for name, _ in signature.inputs],
             models=[model.name for model in signature.models],
-            operators=SIGNATURES,
+            operators=self.signatures,
             limits=self.limits,
         )
         if signature.kind == "gradient" and not signature.weighted:
@@ -113,19 +136,29 @@ class Engine:
         Raises:
             Refusal: pointing at the piece of text that does not fit.
         """
-        evaluation = self._evaluation(query)
-        compute = objective(evaluation, query.signature)
         try:
-            computation = jax.jit(compute).trace(arguments(query))
-        except NotImplementedError as error:
-            detail = f"JAX cannot differentiate this: {str(error).splitlines()[0]}"
-            raise Refusal("not_differentiable", detail) from error
+            evaluation, computation = self._traced(query, reverse_only=False)
+        except NoForwardMode:
+            evaluation, computation = self._traced(query, reverse_only=True)
         answer = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(computation.out_info))
         if answer > self.limits.array_bytes:
             size, limit = in_words(answer), in_words(self.limits.array_bytes)
             detail = f"the answer would have {size}, the limit is {limit}; ask for less of it"
             raise Refusal("limit", detail)
         return Traced(plan_of(evaluation, query.signature), computation, answer)
+
+    def _traced(self, query: Query, *, reverse_only: bool) -> tuple[Evaluation, Any]:
+        evaluation = self._evaluation(query, reverse_only=reverse_only)
+        compute = objective(evaluation, query.signature)
+        try:
+            return evaluation, jax.jit(compute).trace(arguments(query))
+        except (NotImplementedError, NoForwardMode, TypeError, ValueError) as error:
+            if no_forward_mode(error) and not reverse_only:
+                raise NoForwardMode from error
+            if not isinstance(error, NotImplementedError | NoForwardMode) and not no_reverse_mode(error):
+                raise
+            detail = f"JAX cannot differentiate this: {str(error).strip().splitlines()[0]}"
+            raise Refusal("not_differentiable", detail) from error
 
     def compile(self, traced: Traced) -> Executable:
         """Compile for the device."""
@@ -141,7 +174,7 @@ class Engine:
         compiled = jax.jit(check).lower(arguments(query)).compile()
         return lambda: differences.report(jax.device_get(compiled(arguments(query))))
 
-    def _evaluation(self, query: Query) -> Evaluation:
+    def _evaluation(self, query: Query, *, reverse_only: bool = False) -> Evaluation:
         signature = query.signature
         meaning = Meaning(
             program=self.parse(signature),
@@ -151,6 +184,8 @@ class Engine:
             nesting=signature.nesting,
             differentiated=signature.kind == "gradient",
             limits=self.limits,
+            functions=self.functions,
+            reverse_only=reverse_only,
         )
         return Evaluation(meaning)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from nablad_models import Model
 from nablad_service.engine.derivatives import Choice, Shapes
 from nablad_service.engine.values import Value
 from nablad_service.language import Limits, graph
+
+if TYPE_CHECKING:
+    from nablad_service.engine.registered import Registered
 
 BEFORE_ALL = -1
 """The call that left the state which the request gives."""
@@ -36,6 +39,10 @@ class Meaning:
     differentiated: bool
     """Whether the result will be differentiated in reverse."""
     limits: Limits
+    functions: Mapping[str, Registered] = field(default_factory=dict)
+    """What the operator of the server registered, by name."""
+    reverse_only: bool = False
+    """Whether something in the program has no forward mode."""
 
 
 @dataclass

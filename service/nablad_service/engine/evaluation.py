@@ -12,12 +12,14 @@ import jax.numpy as jnp
 
 from nablad.problems import Refusal
 from nablad_service.engine import coupling, derivatives, values
-from nablad_service.engine.derivatives import Differentiation, Shapes
+from nablad_service.engine.derivatives import Choice, Differentiation, Shapes
 from nablad_service.engine.environment import Environment, Learned, Meaning
 from nablad_service.engine.indexing import carried, check_index, common_length, leaf_of, mapped_axes
 from nablad_service.engine.model_calls import model_call
+from nablad_service.engine.modes import NoForwardMode, no_forward_mode, no_reverse_mode, pushes_a_reverse_rule
 from nablad_service.engine.operators import TABLE
 from nablad_service.engine.operators.arithmetic import column_meets_row
+from nablad_service.engine.registered import registered_call
 from nablad_service.engine.values import Value, arrays_in, show
 from nablad_service.language import graph
 from nablad_service.language.places import place
@@ -60,11 +62,15 @@ class Evaluation:
         except Refusal as refusal:
             refusal.where = refusal.where or where
             raise
-        except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        except (TypeError, ValueError, IndexError, ZeroDivisionError, NotImplementedError) as error:
+            if no_forward_mode(error):
+                raise NoForwardMode(_first_line(error)) from error
+            if no_reverse_mode(error) or isinstance(error, NotImplementedError):
+                raise Refusal("not_differentiable", f"JAX says: {_first_line(error)}", where) from error
             # The rules check what they can; what JAX itself refuses still deserves a place and a sentence.
             given = ", ".join(show(environment.values[read]) for read in node.reads[:4])
-            first = str(error).strip().split("\n")[0]
-            raise Refusal("shape_mismatch", f"this does not work with {given}: {first}", where) from error
+            detail = f"this does not work with {given}: {_first_line(error)}"
+            raise Refusal("shape_mismatch", detail, where) from error
 
     # -- rules, one a kind of node
 
@@ -272,6 +278,8 @@ class Evaluation:
         """Trace the value once: its shape, and whether examples mix where the operator needs to know."""
         row = derivatives.TABLE[node.operator]
         closed, y = jax.make_jaxpr(function, return_shape=True)(x)
+        if pushes_a_reverse_rule(closed):
+            raise NoForwardMode("a rule for reverse mode cannot be pushed forward")
         if not jnp.issubdtype(y.dtype, jnp.floating):
             raise Refusal("wrong_dtype", f"a value of {y.dtype} has no derivative")
         shapes = Shapes(_spec(x), _spec(y), tuple(_spec(vector) for vector in vectors))
@@ -285,10 +293,16 @@ class Evaluation:
                     "example and vmap it, or take jacobian"
                 )
                 raise Refusal("couples_examples", detail)
+        if self.meaning.reverse_only:
+            return Learned(shapes, Choice(row.in_reverse, "something in the program has no forward mode"))
         choice = row.choose(shapes, self.meaning.nesting)
         if choice.strategy not in row.strategies:
             choice = row.choose(shapes, "auto")
         return Learned(shapes, choice)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
 
 
 def _spec(value: Value) -> Any:
@@ -311,5 +325,6 @@ RULES: dict[type[graph.Node], Callable[[Evaluation, Any, Environment], Value]] =
     graph.ModelCall: lambda evaluation, node, environment: model_call(evaluation.meaning, node, environment),
     graph.Map: Evaluation.map,
     graph.Loop: Evaluation.loop,
+    graph.Registered: registered_call,
     graph.Derivative: Evaluation.derivative,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NoReturn
 
 from nablad_service.language import differentiation, graph
@@ -80,15 +81,22 @@ def call(lowering: Lowering, node: ast.Call, scope: Scope) -> int:
             return differentiation.derivative(lowering, node, signature, scope)
     if isinstance(node.func, ast.Name) and node.func.id == "vmap":
         lowering.refuse("wrong_kind", "vmap(f) is a function: call it, vmap(f)(x), or name it", span)
+    registered = isinstance(function, Operator) and _is_registered(lowering, function)
     takes_functions = isinstance(function, Function) or (
-        isinstance(function, Operator) and function.name in LOOPS
+        isinstance(function, Operator) and (function.name in LOOPS or registered)
     )
-    arguments: list[int | Callable] = []
-    for argument in node.args:
-        passed = callable_or_none(lowering, argument, scope) if takes_functions else None
-        arguments.append(passed if passed is not None else lowering.expression(argument, scope))
-    keywords = {str(item.arg): lowering.expression(item.value, scope) for item in node.keywords}
+
+    def passed(argument: ast.expr, *, functions: bool) -> int | Callable:
+        found = callable_or_none(lowering, argument, scope) if functions else None
+        return found if found is not None else lowering.expression(argument, scope)
+
+    arguments = [passed(argument, functions=takes_functions) for argument in node.args]
+    keywords = {str(item.arg): passed(item.value, functions=registered) for item in node.keywords}
     return _invoke(lowering, function, arguments, keywords, span)
+
+
+def _is_registered(lowering: Lowering, function: Operator) -> bool:
+    return lowering.operators[function.name].family == "registered"
 
 
 def _not_callable(lowering: Lowering, node: ast.expr, scope: Scope) -> NoReturn:
@@ -109,9 +117,12 @@ def _invoke(
     lowering: Lowering,
     function: Callable,
     arguments: list[int | Callable],
-    keywords: dict[str, int],
+    given: Mapping[str, int | Callable],
     span: Span,
 ) -> int:
+    if isinstance(function, Operator) and _is_registered(lowering, function):
+        return _registered(lowering, function.name, arguments, given, span)
+    keywords = {name: value for name, value in given.items() if isinstance(value, int)}
     match function:
         case Operator("vmap"):
             lowering.refuse("wrong_kind", "vmap maps a function: vmap(f)(x); it has no other name", span)
@@ -131,6 +142,51 @@ def _invoke(
             return _map(lowering, function, _values(lowering, arguments, span), span)
         case Function(statement, scope):
             return _inline(lowering, statement, scope, arguments, keywords, span)
+
+
+def _registered(
+    lowering: Lowering,
+    function: str,
+    arguments: list[int | Callable],
+    keywords: Mapping[str, int | Callable],
+    span: Span,
+) -> int:
+    """A call of a function of the server's operator: functions that it is given become bodies."""
+    check_arity(lowering, lowering.operators[function], len(arguments), keywords, span)
+
+    def settled(value: int | Callable) -> int | graph.Body:
+        if isinstance(value, int):
+            return value
+        return _body(lowering, value, _takes(lowering, value, span), span)
+
+    positional = tuple(settled(value) for value in arguments)
+    named = tuple((name, settled(value)) for name, value in keywords.items())
+    bodies = [value for value in (*positional, *dict(named).values()) if isinstance(value, graph.Body)]
+    return lowering.add(
+        graph.Registered,
+        span,
+        order=max((_order(lowering, body) for body in bodies), default=0),
+        cost=1 + sum(_cost(lowering, body) for body in bodies),
+        function=function,
+        arguments=positional,
+        keywords=named,
+    )
+
+
+def _takes(lowering: Lowering, function: Callable, span: Span) -> int:
+    """How many arguments a function has that is handed to another."""
+    match function:
+        case Function(statement):
+            return len(statement.args.args)
+        case Mapped(inner):
+            return _takes(lowering, inner, span)
+        case Model():
+            return 1
+        case Operator(name):
+            parameters = lowering.operators[name].parameters
+            if lowering.operators[name].family in ("derivative", "loop", "registered"):
+                lowering.refuse("wrong_kind", f"write a def that uses {name}, and hand that over", span)
+            return sum(parameter.required for parameter in parameters)
 
 
 def _values(lowering: Lowering, arguments: list[int | Callable], span: Span) -> list[int]:

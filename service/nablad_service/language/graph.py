@@ -28,6 +28,11 @@ class Node:
         """Indices of the nodes that this one is computed from."""
         return ()
 
+    @property
+    def bodies(self) -> tuple[Body, ...]:
+        """The functions that it evaluates."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constant(Node):
@@ -175,6 +180,10 @@ class Map(Node):
     body: Body
 
     @property
+    def bodies(self) -> tuple[Body, ...]:
+        return (self.body,)
+
+    @property
     def reads(self) -> tuple[int, ...]:
         return (*self.arguments, *self.body.free)
 
@@ -188,8 +197,32 @@ class Loop(Node):
     body: Body
 
     @property
+    def bodies(self) -> tuple[Body, ...]:
+        return (self.body,)
+
+    @property
     def reads(self) -> tuple[int, ...]:
         return (*self.arguments, *self.body.free)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered(Node):
+    """A call of a function that the operator of the server registered; functions may be arguments."""
+
+    function: str
+    arguments: tuple[int | Body, ...]
+    keywords: tuple[tuple[str, int | Body], ...]
+
+    @property
+    def bodies(self) -> tuple[Body, ...]:
+        given = (*self.arguments, *(value for _, value in self.keywords))
+        return tuple(value for value in given if isinstance(value, Body))
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        given = (*self.arguments, *(value for _, value in self.keywords))
+        values = tuple(value for value in given if isinstance(value, int))
+        return (*values, *(index for body in self.bodies for index in body.free))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,9 +278,9 @@ class Program:
             if isinstance(node, Derivative):
                 waiting.extend(node.path)
                 waiting.append(node.value)
-            elif isinstance(node, Map | Loop):
-                waiting.extend(node.body.nodes)
-                waiting.extend(node.body.parameters)
+            for body in node.bodies:
+                waiting.extend(body.nodes)
+                waiting.extend(body.parameters)
         return frozenset(seen)
 
 

@@ -8,7 +8,15 @@ from functools import cached_property
 from typing import Any, Literal
 
 Family = Literal[
-    "arithmetic", "elementwise", "reduction", "shape", "linear algebra", "derivative", "loop", "random"
+    "arithmetic",
+    "elementwise",
+    "reduction",
+    "shape",
+    "linear algebra",
+    "derivative",
+    "loop",
+    "random",
+    "registered",
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -13,10 +15,10 @@ from nablad_service.routes.bodies import answer_format, document
 router = APIRouter(prefix="/v1", tags=["programs"])
 
 
-def operator_table() -> list[OperatorInfo]:
-    """Every operator once: derivatives first, then the rest by family."""
+def operator_table(signatures: Mapping[str, OperatorSignature] = SIGNATURES) -> list[OperatorInfo]:
+    """Every operator once: derivatives first, then the rest by family, then what the server registered."""
     unique: dict[str, OperatorSignature] = {}
-    for signature in (*SIGNATURES.values(), *INFIX):
+    for signature in (*signatures.values(), *INFIX):
         unique.setdefault(signature.name, signature)
     return [
         OperatorInfo(
@@ -29,5 +31,5 @@ def operator_table() -> list[OperatorInfo]:
 @router.get("/operators", summary="The operator table")
 async def operators(request: Request) -> Response:
     """Every operator of the loss language: its signature and a sentence."""
-    table = [operator.model_dump() for operator in operator_table()]
+    table = [operator.model_dump() for operator in operator_table(request.app.state.engine.signatures)]
     return document({"operators": table}, answer_format(request)[0])

@@ -80,6 +80,7 @@ ROW = DerivativeRow(
     check,
     {"forward": forward, "reverse": reverse},
     choose,
+    "reverse",
     independent_axes=lambda shapes: ((0, 0),) if shapes.x.shape[0] > 1 else (),
     result_shape=lambda shapes: (shapes.y_size, shapes.x_size // max(shapes.x.shape[0], 1)),
 )

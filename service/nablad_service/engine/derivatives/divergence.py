@@ -29,6 +29,18 @@ def forward(problem: Differentiation) -> Value:
     return jnp.sum(jax.vmap(along)(jnp.eye(x.shape[-1], dtype=x.dtype)), axis=0)
 
 
+def reverse(problem: Differentiation) -> Value:
+    """One cotangent a coordinate, for all examples at once."""
+    x = problem.x
+    _, pull = jax.vjp(problem.at, x)
+
+    def along(cotangent: jax.Array) -> jax.Array:
+        v = jnp.broadcast_to(cotangent, x.shape)
+        return jnp.sum(v * pull(v)[0], axis=-1)
+
+    return jnp.sum(jax.vmap(along)(jnp.eye(x.shape[-1], dtype=x.dtype)), axis=0)
+
+
 def check(shapes: Shapes) -> None:
     """f a vector field: shaped like x, with coordinates on the last axis."""
     need_square(shapes, "divergence")
@@ -43,7 +55,8 @@ ROW = DerivativeRow(
         order=1,
     ),
     check,
-    {"forward": forward},
+    {"forward": forward, "reverse": reverse},
     lambda shapes, nesting: Choice("forward", "one forward pass a coordinate"),
+    "reverse",
     independent_axes,
 )

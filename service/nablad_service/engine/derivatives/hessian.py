@@ -50,5 +50,6 @@ ROW = DerivativeRow(
     check,
     {"forward_over_reverse": forward_over_reverse, "reverse_over_reverse": reverse_over_reverse},
     hvp.choose,
+    "reverse_over_reverse",
     result_shape=lambda shapes: (shapes.x_size, shapes.x_size),
 )

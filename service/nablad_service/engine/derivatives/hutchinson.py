@@ -105,6 +105,7 @@ ROW = DerivativeRow(
     check,
     {"forward": mean(forward_samples), "reverse": mean(reverse_samples)},
     choose,
+    "reverse",
     independent_axes,
 )
 
@@ -122,5 +123,6 @@ WITH_ERROR = DerivativeRow(
         "reverse": mean_and_standard_error(reverse_samples),
     },
     choose,
+    "reverse",
     independent_axes,
 )

@@ -58,4 +58,5 @@ ROW = DerivativeRow(
     check,
     {"forward_over_reverse": forward_over_reverse, "reverse_over_reverse": reverse_over_reverse},
     choose,
+    "reverse_over_reverse",
 )

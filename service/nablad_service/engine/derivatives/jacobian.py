@@ -45,5 +45,6 @@ ROW = DerivativeRow(
     lambda shapes: None,
     {"forward": forward, "reverse": reverse},
     choose,
+    "reverse",
     result_shape=lambda shapes: (shapes.y_size, shapes.x_size),
 )

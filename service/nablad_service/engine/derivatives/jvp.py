@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
 from nablad_service.engine.derivatives.row import (
     Choice,
@@ -21,6 +22,17 @@ def forward(problem: Differentiation) -> Value:
     return jax.jvp(problem.at, (problem.x,), (like(problem.vectors[0], problem.x),))[1]
 
 
+def reverse(problem: Differentiation) -> Value:
+    """The transpose of the pullback: u -> u'J is linear, and its own pullback at v is J v.
+
+    Reference: J. Townsend, A new trick for calculating Jacobian vector products (2017).
+    """
+    y, pull = jax.vjp(problem.at, problem.x)
+    _, push = jax.vjp(lambda u: pull(u)[0], jnp.zeros_like(y))
+    (pushed_forward,) = push(like(problem.vectors[0], problem.x))
+    return pushed_forward
+
+
 def check(shapes: Shapes) -> None:
     """v must be shaped like x."""
     need_same_shape(shapes.vectors[0], shapes.x, "jvp", "v", "the variable")
@@ -36,6 +48,7 @@ ROW = DerivativeRow(
         order=1,
     ),
     check,
-    {"forward": forward},
+    {"forward": forward, "reverse": reverse},
     lambda shapes, nesting: Choice("forward", "one forward pass"),
+    "reverse",
 )

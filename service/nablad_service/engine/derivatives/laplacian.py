@@ -8,6 +8,8 @@ tangent eᵢ given to all of them reads it off for each.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,22 +37,33 @@ def forward_over_forward(problem: Differentiation) -> Value:
     return jnp.sum(jax.vmap(along)(jnp.eye(math.prod(coordinates), dtype=x.dtype)), axis=0)
 
 
-def forward_over_reverse(problem: Differentiation) -> Value:
-    """Diagonal entries of Hessian-vector products with each coordinate."""
+def _over_reverse(problem: Differentiation, product: Callable[[Callable[..., Any], Any], Any]) -> Value:
+    """Diagonal entries of Hessian-vector products with each coordinate; `product` makes v -> H v."""
     x = problem.x
     rank = len(problem.shapes.y.shape)
     coordinates = x.shape[rank:]
+    along_hessian = product(jax.grad(lambda x: jnp.sum(problem.at(x))), x)
 
-    def gradient(x: jax.Array) -> jax.Array:
-        return jax.grad(lambda x: jnp.sum(problem.at(x)))(x)
-
-    _, push = jax.linearize(gradient, x)
-
-    def along(tangent: jax.Array) -> jax.Array:
-        v = jnp.broadcast_to(tangent.reshape(coordinates), x.shape)
-        return jnp.sum(v * push(v), axis=tuple(range(rank, x.ndim)))
+    def along(direction: jax.Array) -> jax.Array:
+        v = jnp.broadcast_to(direction.reshape(coordinates), x.shape)
+        return jnp.sum(v * along_hessian(v), axis=tuple(range(rank, x.ndim)))
 
     return jnp.sum(jax.vmap(along)(jnp.eye(math.prod(coordinates), dtype=x.dtype)), axis=0)
+
+
+def forward_over_reverse(problem: Differentiation) -> Value:
+    """Hessian-vector products by jvp of the gradient."""
+    return _over_reverse(problem, lambda gradient, x: jax.linearize(gradient, x)[1])
+
+
+def reverse_over_reverse(problem: Differentiation) -> Value:
+    """Hessian-vector products by vjp of the gradient."""
+
+    def product(gradient: Callable[..., Any], x: Any) -> Callable[..., Any]:
+        _, pull = jax.vjp(gradient, x)
+        return lambda v: pull(v)[0]
+
+    return _over_reverse(problem, product)
 
 
 def check(shapes: Shapes) -> None:
@@ -72,7 +85,7 @@ def independent_axes(shapes: Shapes) -> tuple[tuple[int, int], ...]:
 def choose(shapes: Shapes, nesting: str) -> Choice:
     """Forward over forward, unless a nesting over reverse is asked for."""
     del shapes
-    if nesting == "forward_over_reverse":
+    if nesting in ("forward_over_reverse", "reverse_over_reverse"):
         return Choice(nesting, "asked for")
     return Choice("forward_over_forward", "two forward passes along each coordinate")
 
@@ -86,7 +99,12 @@ ROW = DerivativeRow(
         order=2,
     ),
     check,
-    {"forward_over_forward": forward_over_forward, "forward_over_reverse": forward_over_reverse},
+    {
+        "forward_over_forward": forward_over_forward,
+        "forward_over_reverse": forward_over_reverse,
+        "reverse_over_reverse": reverse_over_reverse,
+    },
     choose,
+    "reverse_over_reverse",
     independent_axes,
 )

@@ -25,6 +25,13 @@ def forward(problem: Differentiation) -> Value:
     return jax.jvp(problem.at, (problem.x,), (jnp.ones_like(problem.x),))[1]
 
 
+def reverse(problem: Differentiation) -> Value:
+    """One vjp with a cotangent of ones: a diagonal Jacobian is its own transpose."""
+    y, pull = jax.vjp(problem.at, problem.x)
+    (pulled_back,) = pull(jnp.ones_like(y))
+    return pulled_back
+
+
 def check(shapes: Shapes) -> None:
     """u and x must have one shape."""
     need_array(shapes.x, "d")
@@ -50,7 +57,8 @@ ROW = DerivativeRow(
         order=1,
     ),
     check,
-    {"forward": forward},
+    {"forward": forward, "reverse": reverse},
     lambda shapes, nesting: Choice("forward", "one forward pass along the variable"),
+    "reverse",
     independent_axes,
 )

@@ -79,6 +79,8 @@ class DerivativeRow:
     check: Callable[[Shapes], None]
     strategies: Mapping[str, Strategy]
     choose: Callable[[Shapes, str], Choice]
+    in_reverse: str
+    """The strategy that works without forward mode: what has a `custom_vjp` of its own knows no jvp."""
     independent_axes: Callable[[Shapes], tuple[tuple[int, int], ...]] = lambda shapes: ()
     result_shape: Callable[[Shapes], tuple[int, ...]] = lambda shapes: ()
     """Shape of results that can be much larger than what they come from."""

@@ -65,4 +65,5 @@ ROW = DerivativeRow(
     check,
     {"forward_over_reverse": forward_over_reverse, "reverse_over_reverse": reverse_over_reverse},
     gradient.choose,
+    "reverse_over_reverse",
 )
