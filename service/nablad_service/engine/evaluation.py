@@ -11,14 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from nablad.problems import Refusal
-from nablad_service.engine import coupling, derivatives, values
+from nablad_service.engine import cautions, coupling, derivatives, values
 from nablad_service.engine.derivatives import Choice, Differentiation, Shapes
 from nablad_service.engine.environment import Environment, Learned, Meaning
 from nablad_service.engine.indexing import carried, check_index, common_length, leaf_of, mapped_axes
 from nablad_service.engine.model_calls import model_call
 from nablad_service.engine.modes import NoForwardMode, no_forward_mode, no_reverse_mode, pushes_a_reverse_rule
 from nablad_service.engine.operators import TABLE
-from nablad_service.engine.operators.arithmetic import column_meets_row
 from nablad_service.engine.registered import registered_call
 from nablad_service.engine.values import Value, arrays_in, show
 from nablad_service.language import graph
@@ -36,6 +35,8 @@ class Evaluation:
     learned: dict[int, Learned] = field(default_factory=dict)
     cautions: dict[int, str] = field(default_factory=dict)
     """What looks like a mistake though it has a meaning, by node."""
+    kinks: dict[int, str] = field(default_factory=dict)
+    """Derivatives that went through a piecewise linear function, with its name."""
 
     def evaluate(self, targets: Iterable[int], environment: Environment) -> list[Value]:
         """The values of `targets`; fills `environment` on the way.
@@ -95,7 +96,8 @@ class Evaluation:
         if row.takes_key:
             keywords["key"] = environment.key
         result = row.apply(*arguments, **keywords)
-        self._look_for_traps(node, arguments)
+        if caution := cautions.of_shapes(node, arguments):
+            self.cautions[node.index] = caution
         return values.in_float_type(self.meaning.dtype, result)
 
     def check_size(self, shape: tuple[int, ...], dtype: Any, examples: int) -> None:
@@ -110,21 +112,6 @@ class Evaluation:
                 f"the limit is {values.in_words(self.meaning.limits.array_bytes)}"
             )
             raise Refusal("limit", detail)
-
-    def _look_for_traps(self, node: graph.Apply, arguments: list[Value]) -> None:
-        if len(arguments) != 2 or not all(values.is_array(argument) for argument in arguments):
-            return
-        if (
-            TABLE[node.operator].signature.family in ("arithmetic", "elementwise")
-            and node.operator != "matmul"
-        ):
-            left, right = arguments
-            if column_meets_row(left, right):
-                message = (
-                    f"shapes {left.shape} and {right.shape} broadcast to a square; if that is not meant, "
-                    "index the column with [:, 0]"
-                )
-                self.cautions[node.index] = message
 
     def make_tuple(self, node: graph.MakeTuple, environment: Environment) -> Value:
         return tuple(environment.values[index] for index in node.items)
@@ -293,6 +280,8 @@ class Evaluation:
                     "example and vmap it, or take jacobian"
                 )
                 raise Refusal("couples_examples", detail)
+        if caution := cautions.of_derivative(self.meaning.program, node, shapes, closed, self.kinks):
+            self.cautions[node.index] = caution
         if self.meaning.reverse_only:
             return Learned(shapes, Choice(row.in_reverse, "something in the program has no forward mode"))
         choice = row.choose(shapes, self.meaning.nesting)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nablad_service.engine import derivatives
+from nablad_service.engine.cautions import of_slopes
 from nablad_service.engine.evaluation import Evaluation
 from nablad_service.language import graph
 from nablad_service.language.places import place
@@ -53,6 +54,7 @@ class Plan:
         lines = [
             f"line {one.line}: {one.text}  [{one.strategy}] {one.reason}" for one in self.derivatives
         ] or ["no inner derivatives"]
+        lines += [f"caution, line {one.line}: {one.text}  {one.message}" for one in self.cautions]
         if self.signature.kind == "gradient":
             variables = ", ".join(variable.key for variable in self.signature.wrt)
             lines.append(f"outer gradient with respect to {variables}  [reverse] the loss is a scalar")
@@ -111,9 +113,22 @@ def plan_of(evaluation: Evaluation, signature: Signature) -> Plan:
             )
         )
     cautions = []
-    for index, message in sorted(evaluation.cautions.items()):
+    found = {**of_slopes(program, _variables(program, signature)), **evaluation.cautions}
+    for index, message in sorted(found.items()):
         span = program.nodes[index].span
         assert span is not None
         where = place(program.text, span)
         cautions.append(Caution(where.line, where.column, where.text, message))
     return Plan(signature, tuple(planned), tuple(cautions))
+
+
+def _variables(program: graph.Program, signature: Signature) -> set[int]:
+    """The nodes that the outer gradient is taken in; none where only values are asked for."""
+    found = set()
+    for variable in signature.wrt:
+        if variable.kind == "input":
+            found.add(program.inputs[str(variable.name)])
+        else:
+            models = [variable.name] if variable.name else list(program.parameters)
+            found |= {program.parameters[str(model)] for model in models}
+    return found
