@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import platform
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from nablad import wire
 from nablad._version import __version__
 from nablad.arrays import Encoding, decode_tree, encode_array
 from nablad.errors import ConnectionFailed, InvalidAnswer
-from nablad.messages import ModelInfo, OperatorInfo, Timing
+from nablad.messages import FailedModel, ModelInfo, NonFinite, OperatorInfo, Timing
 from nablad.problems import Problem, Refusal
 from nablad.results import Checked, CheckResult, EvaluateResult, GradientResult, Params, Plan
 from nablad.tracing import trace
@@ -83,19 +84,30 @@ class Calls:
     def create_model(
         self,
         name: str,
-        architecture: Mapping[str, Any],
+        architecture: Mapping[str, Any] | None,
         params: Tree | None,
         state: Tree | None,
         seed: int,
+        stablehlo: bytes | bytearray | None,
     ) -> Call[ModelInfo]:
         """`PUT /v1/models/{name}`."""
+        if (architecture is None) == (stablehlo is None):
+            raise ValueError("give an architecture, or stablehlo= with what jax.export serialised")
         body = {
-            "architecture": dict(architecture),
+            **self._source(architecture, stablehlo),
             "params": self._tree(params),
             "state": self._tree(state),
             "seed": seed,
         }
         return self._call("PUT", _model_path(name), body, lambda answer: ModelInfo.model_validate(answer))
+
+    def _source(
+        self, architecture: Mapping[str, Any] | None, stablehlo: bytes | bytearray | None
+    ) -> dict[str, Any]:
+        if architecture is not None:
+            return {"architecture": dict(architecture)}
+        data = bytes(stablehlo or b"")
+        return {"stablehlo": data if self._encoding == "bytes" else base64.b64encode(data).decode("ascii")}
 
     def models(self) -> Call[list[ModelInfo]]:
         """`GET /v1/models`."""
@@ -106,6 +118,15 @@ class Calls:
             lambda answer: [ModelInfo.model_validate(one) for one in answer["models"]],
         )
 
+    def failed_models(self) -> Call[list[FailedModel]]:
+        """`GET /v1/models`; what could not be loaded."""
+        return self._call(
+            "GET",
+            "/v1/models",
+            None,
+            lambda answer: [FailedModel.model_validate(one) for one in answer["failed"]],
+        )
+
     def model(self, name: str) -> Call[ModelInfo]:
         """`GET /v1/models/{name}`."""
         return self._call("GET", _model_path(name), None, lambda answer: ModelInfo.model_validate(answer))
@@ -113,6 +134,14 @@ class Calls:
     def delete_model(self, name: str) -> Call[None]:
         """`DELETE /v1/models/{name}`."""
         return Call("DELETE", _model_path(name), self._headers, None, lambda response: None)
+
+    def load_model(self, name: str) -> Call[ModelInfo]:
+        """`POST /v1/models/{name}/load`."""
+        return self._call("POST", f"{_model_path(name)}/load", None, ModelInfo.model_validate)
+
+    def unload_model(self, name: str) -> Call[ModelInfo]:
+        """`POST /v1/models/{name}/unload`."""
+        return self._call("POST", f"{_model_path(name)}/unload", None, ModelInfo.model_validate)
 
     def params(self, name: str) -> Call[Params]:
         """`GET /v1/models/{name}/params`."""
@@ -297,6 +326,10 @@ def _params(answer: dict[str, Any]) -> Params:
     )
 
 
+def _non_finite(answer: dict[str, Any]) -> NonFinite | None:
+    return NonFinite.model_validate(answer["non_finite"]) if "non_finite" in answer else None
+
+
 def _gradient(answer: dict[str, Any]) -> GradientResult:
     return GradientResult(
         value=_number(answer["value"]),
@@ -311,6 +344,7 @@ def _gradient(answer: dict[str, Any]) -> GradientResult:
             for term, norms in answer.get("term_norms", {}).items()
         },
         term_gradients=decode_tree(answer.get("term_gradients", {}), "term_gradients"),
+        non_finite=_non_finite(answer),
     )
 
 
@@ -319,6 +353,7 @@ def _evaluate(answer: dict[str, Any]) -> EvaluateResult:
         outputs=decode_tree(answer["outputs"], "outputs"),
         plan=Plan(**answer["plan"]),
         timing=Timing.model_validate(answer["timing"]),
+        non_finite=_non_finite(answer),
     )
 
 

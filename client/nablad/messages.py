@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from nablad.arrays import Received, decode_array, is_array_form
+from nablad.place import Place
 
 NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
@@ -27,6 +28,11 @@ ARRAY_SCHEMA: dict[str, Any] = {
     ],
 }
 
+ARTIFACT_SCHEMA: dict[str, Any] = {
+    "description": "A byte string in msgpack, base64 in JSON.",
+    "anyOf": [{"type": "string", "contentEncoding": "base64"}, {"type": "null"}],
+}
+
 
 Array: TypeAlias = Annotated[Any, WithJsonSchema(ARRAY_SCHEMA)]
 """An array in its travelling form; `decode_inputs` makes NumPy of it, so that an error can name the entry."""
@@ -34,6 +40,8 @@ Array: TypeAlias = Annotated[Any, WithJsonSchema(ARRAY_SCHEMA)]
 Nesting: TypeAlias = Literal["auto", "default", "reverse_over_reverse", "forward_over_reverse"]
 TermGradients: TypeAlias = Literal["none", "norms", "full"]
 Mode: TypeAlias = Literal["eval", "train"]
+ModelSource: TypeAlias = Literal["layers", "python", "stablehlo"]
+"""Where a model comes from: layers in JSON, a Python file of the operator's, a StableHLO artifact."""
 
 
 class Message(BaseModel):
@@ -126,12 +134,17 @@ class ShortcutRequest(Message):
 
 
 class ModelRequest(Message):
-    """`PUT /v1/models/{name}`: host an architecture."""
+    """`PUT /v1/models/{name}`: host an architecture, or a StableHLO artifact."""
 
-    architecture: dict[str, Any] = Field(
-        examples=[{"layers": [{"dense": [2, 4], "activation": "tanh"}, {"dense": [4, 2]}]}]
+    architecture: dict[str, Any] | None = Field(
+        None, examples=[{"layers": [{"dense": [2, 4], "activation": "tanh"}, {"dense": [4, 2]}]}]
     )
-    params: dict[str, Array] | None = Field(None, description="Start parameters; drawn from seed by default.")
+    stablehlo: Annotated[bytes | str | None, WithJsonSchema(ARTIFACT_SCHEMA)] = Field(
+        None, description="In place of an architecture: what `jax.export` serialised."
+    )
+    params: dict[str, Array] | None = Field(
+        None, description="Start parameters; drawn from seed by default, which an artifact cannot."
+    )
     state: dict[str, Array] | None = None
     seed: int = Field(0, description="Seed of the drawn parameters.")
 
@@ -154,11 +167,25 @@ class ModelInfo(BaseModel):
     """A hosted model, described."""
 
     name: str
-    architecture: dict[str, Any]
+    source: ModelSource
+    architecture: dict[str, Any] | None = Field(description="Layers in normal form; null for other sources.")
+    inputs: dict[str, list[int | None] | None] = Field(
+        description="Shape of one example by input, null for an open size or an unknown shape."
+    )
     parameters: dict[str, ParameterInfo]
     state: dict[str, ParameterInfo]
     parameter_count: int
+    derivative_order: int | None = Field(description="Most derivatives that can be taken; null for any.")
     version: str
+    loaded: bool = Field(description="False after an unload: the repository has it, memory does not.")
+
+
+class FailedModel(BaseModel):
+    """What the server was given and could not load."""
+
+    name: str | None = Field(description="The model's name; null where a whole file failed.")
+    place: str = Field(description="Its folder in the repository, its Python file or its package.")
+    reason: str
 
 
 class OperatorInfo(BaseModel):
@@ -180,6 +207,22 @@ class Timing(BaseModel):
     device_ms: float = 0.0
     encode_ms: float = 0.0
     compiled: bool = Field(False, description="Whether this call compiled its program.")
+
+
+class NonFinite(BaseModel):
+    """Where a result stopped being finite."""
+
+    what: list[str] = Field(description='Entries of the answer: "value", "gradients.x", "outputs.u".')
+    message: str = Field(description="One sentence: the step at fault, and what to write instead.")
+    where: Place | None = Field(None, description="The step at fault, in the program's text.")
+    derivative: str | None = Field(None, description="The derivative in which it first appeared.")
+    terms: list[str] = Field([], description="The terms that rest on that step.")
+
+    def __str__(self) -> str:
+        line = f"line {self.where.line}: " if self.where else ""
+        inside = f" in {self.derivative}" if self.derivative else ""
+        of = f" (terms {', '.join(self.terms)})" if self.terms else ""
+        return f"{line}{self.message}{inside}{of}"
 
 
 def decode_inputs(given: dict[str, Any], what: str) -> dict[str, Received | dict[str, Received]]:

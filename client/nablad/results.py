@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from nablad.messages import Timing
+from nablad.messages import NonFinite, Timing
 
 Arrays: TypeAlias = "dict[str, NDArray[Any]]"
 Gradient: TypeAlias = "NDArray[Any] | dict[str, NDArray[Any]] | dict[str, dict[str, NDArray[Any]]]"
@@ -49,6 +49,8 @@ class GradientResult:
     """Of each term: the norm of its gradient by entry of `wrt`, where `term_gradients` asked for it."""
     term_gradients: dict[str, dict[str, Gradient]] = field(default_factory=dict)
     """Of each term: its gradients, where `term_gradients="full"` asked for them."""
+    non_finite: NonFinite | None = None
+    """Where NaN or infinity came from, when there is any in value or gradients; `print` it."""
 
     def __repr__(self) -> str:
         gradients = ", ".join(f"{key}: {_shape(value)}" for key, value in self.gradients.items())
@@ -63,6 +65,8 @@ class EvaluateResult:
     outputs: dict[str, Any]
     plan: Plan
     timing: Timing
+    non_finite: NonFinite | None = None
+    """Where NaN or infinity came from, when there is any in the outputs."""
 
     @property
     def result(self) -> Any:

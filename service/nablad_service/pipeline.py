@@ -7,6 +7,7 @@ threads) and the device's work (one thread), so that health checks answer meanwh
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ class Answer:
     data: bytes
     media: str
     timing: Timing
+
+
+log = logging.getLogger("nablad")
 
 
 class Pipeline:
@@ -112,9 +116,21 @@ class Pipeline:
                 detail = f"the answer has {executable.answer_bytes / 1e6:.0f} MB, too much for nested lists"
                 raise Refusal("limit", f"{detail}; accept {wire.MSGPACK} or {wire.JSON}; arrays=base64")
             finished = await self.scheduler.run(lambda: executable.run(query))
-            return _sections(finished.result, executable), finished, compiled, compiling
+            result = _sections(finished.result, executable)
+            if not result.pop("finite"):
+                result["non_finite"] = await self._non_finite(query)
+            return result, finished, compiled, compiling
 
         return await self._finish(query, body, decoded, work)
+
+    async def _non_finite(self, query: Query) -> dict[str, Any]:
+        """Where the result of `query` stopped being finite; the caller has it whatever becomes of this."""
+        try:
+            diagnosis = await self.programs.diagnosis(query)
+            return (await self.scheduler.run(lambda: diagnosis.run(query))).result
+        except Exception:
+            log.exception("a result that is not finite could not be diagnosed")
+            return {"what": [], "message": "the result is not finite; where that began could not be found"}
 
     async def _finish(
         self,
@@ -132,7 +148,7 @@ class Pipeline:
         def pack() -> tuple[bytes, Timing]:
             started = time.perf_counter()
             sections = {
-                name: section if name in ("plan", "dtype") else _encode(section, body.encoding)
+                name: section if name in ("plan", "dtype", "non_finite") else _encode(section, body.encoding)
                 for name, section in result.items()
             }
             timing = Timing(

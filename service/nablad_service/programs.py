@@ -8,8 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from nablad_service.engine.diagnosis import Diagnosis
 from nablad_service.engine.engine import Engine, Executable
 from nablad_service.query import Query, Signature
+
+DIAGNOSES = 16
+"""Kept at once; a program needs one only where its result was not finite."""
 
 
 class Programs:
@@ -22,6 +26,7 @@ class Programs:
         self._checkers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="check")
         self._compilers = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="compile")
         self._ready: OrderedDict[Signature, Executable] = OrderedDict()
+        self._diagnoses: OrderedDict[Signature, Diagnosis] = OrderedDict()
         self._compiling: dict[Signature, asyncio.Task[Executable]] = {}
 
     async def executable(self, query: Query) -> tuple[Executable, bool]:
@@ -47,6 +52,17 @@ class Programs:
         loop = asyncio.get_running_loop()
         traced = await loop.run_in_executor(self._checkers, self._engine.trace, query)
         return await loop.run_in_executor(self._compilers, self._engine.compile, traced)
+
+    async def diagnosis(self, query: Query) -> Diagnosis:
+        """The program of a query compiled so that it reports where it stops being finite."""
+        signature = query.signature
+        if signature not in self._diagnoses:
+            loop = asyncio.get_running_loop()
+            compiled = await loop.run_in_executor(self._compilers, self._engine.diagnose, query)
+            self._diagnoses[signature] = compiled
+            while len(self._diagnoses) > DIAGNOSES:
+                self._diagnoses.popitem(last=False)
+        return self._diagnoses[signature]
 
     async def check(self, query: Query) -> Callable[[], dict[str, Any]]:
         """The compiled comparison of a query's gradients with differences; not kept."""

@@ -6,6 +6,7 @@ compiled program. A `Query` adds the values.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -93,6 +94,27 @@ class Query:
     weights: Mapping[str, float]
     seed: int = 0
     deadline_ms: float | None = None
+
+
+def arguments(query: Query) -> dict[str, Any]:
+    """The values of a query as the compiled program takes them.
+
+    Values enter as arguments, never as constants captured by the function: an ahead-of-time compiled
+    program would be called with fewer inputs than it was compiled for.
+    """
+
+    def tree(value: Any) -> Any:
+        return value if isinstance(value, np.ndarray) else OrderedDict(value)
+
+    return {
+        "inputs": {name: tree(value) for name, value in query.inputs.items()},
+        "params": {name: tree(value) for name, value in query.params.items()},
+        "state": {name: tree(value) for name, value in query.state.items()},
+        "seed": np.uint32(query.seed % 2**32),
+        "weights": {
+            name: np.asarray(weight, query.signature.dtype) for name, weight in query.weights.items()
+        },
+    }
 
 
 def float_type(arrays: list[NDArray[Any]]) -> str:

@@ -115,6 +115,8 @@ def show(result: GradientResult, *, explain: bool) -> None:
         print(f"gradient {name} {array.dtype}{array.shape} norm {np.linalg.norm(array):.6g}")
     for caution in result.plan.cautions:
         print(f"caution: line {caution['line']}: {caution['text']}: {caution['message']}", file=sys.stderr)
+    if result.non_finite is not None:
+        print(f"not finite: {result.non_finite}", file=sys.stderr)
     if explain:
         print(result.plan.explanation)
 

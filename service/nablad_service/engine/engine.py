@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nablad.problems import Refusal
-from nablad_service.engine import differences
+from nablad_service.engine import derivatives, differences
+from nablad_service.engine.derivatives import Choice
+from nablad_service.engine.diagnosis import Diagnosis
 from nablad_service.engine.environment import Meaning
 from nablad_service.engine.evaluation import Evaluation
 from nablad_service.engine.modes import NoForwardMode, no_forward_mode, no_reverse_mode
@@ -22,9 +22,10 @@ from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.plan import Plan, plan_of
 from nablad_service.engine.registered import Registered, registered_as
 from nablad_service.engine.values import in_words
+from nablad_service.engine.watching import Record
 from nablad_service.language import Limits, Program, graph, parse
 from nablad_service.language.signatures import OperatorSignature
-from nablad_service.query import Query, Signature, Variable
+from nablad_service.query import Query, Signature, Variable, arguments
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,14 @@ class Executable:
     """Size of all arrays of the answer."""
 
     def run(self, query: Query) -> dict[str, Any]:
-        """The answer's arrays, on the host: `value`, `terms`, `gradients`, `outputs`, `state`.
+        """The answer's arrays, on the host: `value`, `terms`, `gradients`, `outputs`, `state`, `finite`.
 
         Raises:
             Refusal: `out_of_memory` where the device cannot hold the computation, `function_failed` where a
                 registered function fails with these values.
         """
         try:
-            result = self.compiled(arguments(query))
-            return jax.device_get(result)
+            return jax.device_get(self.compiled(arguments(query)))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error):
                 detail = "the device ran out of memory; send fewer examples at once"
@@ -164,6 +164,25 @@ class Engine:
         """Compile for the device."""
         return Executable(traced.plan, traced.computation.lower().compile(), traced.answer_bytes)
 
+    def diagnose(self, query: Query) -> Diagnosis:
+        """Compile the program once more so that it reports where its result stops being finite.
+
+        All derivatives are taken in reverse mode alone: what is pulled back can be watched step by step.
+        """
+        try:
+            plain, _ = self._traced(query, reverse_only=False)
+        except NoForwardMode:
+            plain, _ = self._traced(query, reverse_only=True)
+        learned = {
+            index: replace(one, choice=Choice(in_reverse(plain.meaning.program, index), "to be watched"))
+            for index, one in plain.learned.items()
+        }
+        record = Record()
+        evaluation = replace(plain, learned=learned, record=record)
+        compute = objective(evaluation, query.signature)
+        compiled = jax.jit(compute).trace(arguments(query)).lower().compile()
+        return Diagnosis(plain.meaning.program, compiled, record)
+
     def compile_check(self, query: Query) -> Callable[[], dict[str, Any]]:
         """Compile the query's gradients against central differences; the result runs them."""
         evaluation = self._evaluation(query)
@@ -190,25 +209,11 @@ class Engine:
         return Evaluation(meaning)
 
 
-def arguments(query: Query) -> dict[str, Any]:
-    """The values of a query as the compiled program takes them.
-
-    Values enter as arguments, never as constants captured by the function: an ahead-of-time compiled
-    program would be called with fewer inputs than it was compiled for.
-    """
-
-    def tree(value: Any) -> Any:
-        return value if isinstance(value, np.ndarray) else OrderedDict(value)
-
-    return {
-        "inputs": {name: tree(value) for name, value in query.inputs.items()},
-        "params": {name: tree(value) for name, value in query.params.items()},
-        "state": {name: tree(value) for name, value in query.state.items()},
-        "seed": np.uint32(query.seed % 2**32),
-        "weights": {
-            name: np.asarray(weight, query.signature.dtype) for name, weight in query.weights.items()
-        },
-    }
+def in_reverse(program: Program, index: int) -> str:
+    """The strategy of a derivative that uses reverse mode alone."""
+    node = program.nodes[index]
+    assert isinstance(node, graph.Derivative)
+    return derivatives.TABLE[node.operator].in_reverse
 
 
 def _check_inputs(program: Program) -> None:

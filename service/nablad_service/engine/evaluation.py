@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from nablad_service.engine.modes import NoForwardMode, no_forward_mode, no_rever
 from nablad_service.engine.operators import TABLE
 from nablad_service.engine.registered import registered_call
 from nablad_service.engine.values import Value, arrays_in, show
+from nablad_service.engine.watching import Record, seen, seen_backwards
 from nablad_service.language import graph
 from nablad_service.language.places import place
 
@@ -37,6 +38,8 @@ class Evaluation:
     """What looks like a mistake though it has a meaning, by node."""
     kinks: dict[int, str] = field(default_factory=dict)
     """Derivatives that went through a piecewise linear function, with its name."""
+    record: Record | None = None
+    """Where to note what is not finite; only a diagnosis does."""
 
     def evaluate(self, targets: Iterable[int], environment: Environment) -> list[Value]:
         """The values of `targets`; fills `environment` on the way.
@@ -55,7 +58,11 @@ class Evaluation:
         node = self.meaning.program.nodes[index]
         where = place(self.meaning.program.text, node.span) if node.span else None
         try:
+            if self.record is not None:
+                environment = self._watched(node, environment, self.record)
             value = RULES[type(node)](self, node, environment)
+            if self.record is not None:
+                value = seen(value, index, self.record)
             for leaf in jax.tree.leaves(value):
                 if isinstance(leaf, jax.Array):
                     self.check_size(leaf.shape, leaf.dtype, environment.examples)
@@ -72,6 +79,12 @@ class Evaluation:
             given = ", ".join(show(environment.values[read]) for read in node.reads[:4])
             detail = f"this does not work with {given}: {_first_line(error)}"
             raise Refusal("shape_mismatch", detail, where) from error
+
+    def _watched(self, node: graph.Node, environment: Environment, record: Record) -> Environment:
+        """The environment as `node` sees it: what is pulled back through each of its reads is noted."""
+        known = environment.values
+        reads = {read: seen_backwards(known[read], node.index, read, record) for read in node.reads}
+        return replace(environment, values={**known, **reads})
 
     # -- rules, one a kind of node
 
@@ -169,7 +182,7 @@ class Evaluation:
     def loop(self, node: graph.Loop, environment: Environment) -> Value:
         first, second = (environment.values[index] for index in node.arguments)
         if node.operator == "fori":
-            length = values.static_int(first, "the number of iterations")
+            length = values.static_int(first, "the number of iterations (or a length, x.shape[0])")
             init, xs = second, jnp.arange(max(length, 0), dtype=jnp.int32)
         else:
             init, xs = first, arrays_in(second, "what scan goes over", self.meaning.dtype)

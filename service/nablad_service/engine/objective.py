@@ -36,18 +36,24 @@ def variables_of(signature: Signature) -> tuple[VariableKey, ...]:
 
 
 def objective(evaluation: Evaluation, signature: Signature) -> Callable[[Any], Any]:
-    """A function of `arguments(query)`, traceable once; it gives the answer's arrays by section."""
+    """A function of `arguments(query)`, traceable once; it gives the answer's arrays by section.
+
+    `finite` among them says whether value and gradients (or the outputs) are.
+    """
 
     def compute(arguments: Any) -> Any:
         arguments = _in_program_dtype(evaluation, arguments)
         if signature.kind == "evaluate":
-            return {"outputs": _outputs(evaluation, signature, arguments)}
+            outputs = _outputs(evaluation, signature, arguments)
+            return {"outputs": outputs, "finite": _finite(outputs)}
         variables = OrderedDict((_label(key), _read(arguments, key)) for key in variables_of(signature))
         loss = _loss(evaluation, signature, arguments)
         if signature.term_gradients == "none":
             (value, answer), gradients = jax.value_and_grad(loss, has_aux=True)(variables)
-            return {"value": value, "gradients": _by_entry(gradients, signature), **answer}
-        return _with_terms(loss, variables, signature)
+            found = {"value": value, "gradients": _by_entry(gradients, signature), **answer}
+        else:
+            found = _with_terms(loss, variables, signature)
+        return {**found, "finite": _finite((found["value"], found["gradients"]))}
 
     return compute
 
@@ -73,6 +79,12 @@ def _with_terms(
         norms[name] = OrderedDict((key, _norm(gradient)) for key, gradient in full[name].items())
     found = {"value": value, "gradients": _by_entry(gradients, signature), "term_norms": norms, **answer}
     return found if signature.term_gradients == "norms" else {**found, "term_gradients": full}
+
+
+def _finite(tree: Any) -> Any:
+    """Whether all entries are: one number, so that a caller who got NaN is told where it began."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(leaf)) for leaf in floats], bool))
 
 
 def _norm(gradient: Any) -> Any:

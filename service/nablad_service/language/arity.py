@@ -20,8 +20,8 @@ def check_arity(
     variadic = any(parameter.variadic for parameter in parameters)
     by_position = {parameter.name for parameter in parameters[:given]}
     if given > len(parameters) and not variadic:
-        detail = f"{signature.text} takes {signature.counts}, {given} are given"
-        lowering.refuse("arity", detail, span)
+        hint = f"; {signature.not_taken}" if signature.not_taken else ""
+        lowering.refuse("arity", f"{signature.text} takes {signature.counts}, {given} are given{hint}", span)
     names = [parameter.name for parameter in parameters]
     for keyword in keywords:
         if keyword not in names:

@@ -41,6 +41,8 @@ class OperatorSignature:
     aliases: tuple[str, ...] = ()
     order: int = 0
     """How many derivatives it takes."""
+    not_taken: str = ""
+    """What to say of a call with more arguments than there are."""
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:

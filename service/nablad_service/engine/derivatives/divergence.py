@@ -53,6 +53,7 @@ ROW = DerivativeRow(
         "Trace of the Jacobian of the vector field f, exact, per example; coordinates on the last axis.",
         "derivative",
         order=1,
+        not_taken="it is exact and takes no probes; an estimate is hutchinson_trace(f, x, v)",
     ),
     check,
     {"forward": forward, "reverse": reverse},

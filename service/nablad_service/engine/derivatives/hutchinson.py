@@ -71,7 +71,12 @@ def check(shapes: Shapes, operator: str = "hutchinson_trace") -> None:
     need_array(shapes.vectors[0], operator, "the probes")
     x, v = tuple(shapes.x.shape), tuple(shapes.vectors[0].shape)
     if x not in (v, v[1:]):
-        raise mismatch(f"{operator} needs probes shaped {x} or (count, *{x}), not {v}", x, v)
+        raise mismatch(f"{operator} needs probes shaped {x} or {several(x)}, not {v}", x, v)
+
+
+def several(shape: tuple[int, ...]) -> str:
+    """The shape of several probes, in words."""
+    return f"({', '.join(['count', *map(str, shape)])})"
 
 
 def independent_axes(shapes: Shapes) -> tuple[tuple[int, int], ...]:
@@ -84,7 +89,7 @@ def check_several(shapes: Shapes) -> None:
     check(shapes, "hutchinson")
     x, v = tuple(shapes.x.shape), tuple(shapes.vectors[0].shape)
     if len(v) == len(x) or v[0] < 2:
-        detail = f"hutchinson needs two probes or more, (count, *{x}), not {v}; hutchinson_trace takes one"
+        detail = f"hutchinson needs two probes or more, {several(x)}, not {v}; hutchinson_trace takes one"
         raise mismatch(detail, x, v)
 
 

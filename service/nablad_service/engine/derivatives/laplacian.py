@@ -72,7 +72,7 @@ def check(shapes: Shapes) -> None:
     u, x = tuple(shapes.y.shape), tuple(shapes.x.shape)
     if len(u) >= len(x) or x[: len(u)] != u:
         column = len(u) == len(x) and u[:-1] == x[:-1] and u[-1:] == (1,)
-        hint = "index it with [..., 0]" if column else "it is of one scalar an example"
+        hint = "index it with [..., 0]" if column else "take one component, u[..., 0], or a def of one point"
         detail = f"laplacian needs a value whose shape begins that of the variable, not {u} and {x}; {hint}"
         raise mismatch(detail, u, x)
 
@@ -97,6 +97,7 @@ ROW = DerivativeRow(
         "Sum of the second derivatives of the scalar u along each coordinate of x, per example.",
         "derivative",
         order=2,
+        not_taken="it is exact and takes no probes; hutchinson_trace(g, x, v) of g = grad(u, x) estimates it",
     ),
     check,
     {

@@ -94,7 +94,7 @@ ROWS = (
     ),
     row("outer(a, b)", "All products of the entries of two vectors.", "linear algebra", outer),
     row("diag(a, k=0)", "A diagonal taken, or put into a matrix.", "linear algebra", diag),
-    matrix("trace", "Sum of the diagonal.", _trace, square=False),
+    matrix("trace", "Sum of the diagonal.", _trace),
     row("solve(a, b)", "x with a @ x = b.", "linear algebra", solve),
     matrix("inv", "Inverse matrix; prefer solve.", jnp.linalg.inv),
     matrix("det", "Determinant; prefer slogdet.", jnp.linalg.det),
