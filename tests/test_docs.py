@@ -14,6 +14,7 @@ from nablad.problems import CODES
 
 DOCS = Path(__file__).parent.parent / "docs"
 SNIPPETS = re.findall(r"```python\n(.*?)```", (DOCS / "language.md").read_text(), re.DOTALL)
+MODELS = {"docs": "2 -> 1", "flow": "2 -> 2", "operator": "a DeepONet"}
 
 
 def data_of(comment: str) -> tuple[dict[str, Any], str | None]:
@@ -23,7 +24,7 @@ def data_of(comment: str) -> tuple[dict[str, Any], str | None]:
     for name, shape in re.findall(r"(\w+)(?: \(([\d, ]*)\))?(?:,|$)", comment.split("inputs:")[1].strip()):
         lengths = [int(length) for length in shape.replace(" ", "").split(",") if length]
         inputs[name] = rng.standard_normal(lengths) if lengths else 0.1
-    model = "flow" if "model: 2 -> 2" in comment else "docs" if "model: 2 -> 1" in comment else None
+    model = next((name for name, words in MODELS.items() if f"model: {words};" in comment), None)
     return inputs, model
 
 
@@ -32,6 +33,7 @@ def models(client: nablad.Client) -> None:
     for name, outputs in (("docs", 1), ("flow", 2)):
         layers = [{"dense": [2, 6], "activation": "tanh"}, {"dense": [6, outputs]}]
         client.create_model(name, {"layers": layers})
+    client.create_model("operator", {"preset": "deeponet", "branch": [8, 6, 4], "trunk": [2, 6, 4]})
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))

@@ -70,6 +70,14 @@ def test_burgers_reads_like_the_design():
     )
 
 
+def test_a_model_of_several_inputs_takes_them_by_name_and_answers_by_name():
+    def loss(net, x, b):
+        s = net(x, sensors=b)
+        return np.sum(s["energy"] ** 2)
+
+    assert text(loss) == program("s = net(x, sensors=b)", 'sum(s["energy"]**2)')
+
+
 def test_a_maml_step():
     def loss(model, x, y):
         p = model.params

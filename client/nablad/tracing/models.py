@@ -16,23 +16,24 @@ class Model(Handle):
     """A hosted model, by the name the request binds it to.
 
     `model(x)` evaluates it at its bound parameters, `model(x, params=p)` at others, `model(x, mode="train")`
-    in that mode; `model.params` are the bound parameters, `model.params["layer_1.weight"]` one leaf of them.
+    in that mode; `net(u, y)` or `net(sensors=u, y=points)` gives several inputs. `model.params` are the bound
+    parameters, `model.params["layer_1.weight"]` one leaf of them.
     """
 
     __slots__ = ()
 
     _misuse = "a model is no value: call it on its inputs, model(x), or write model.params for its parameters"
 
-    def __call__(self, *inputs: Any, params: Any = None, mode: str | None = None) -> Symbol:
-        """Apply the model.
+    def __call__(self, *inputs: Any, params: Any = None, mode: str | None = None, **named: Any) -> Symbol:
+        """Apply the model to its inputs, in their order or by their names.
 
         Raises:
             TraceError: no input, an unknown mode, or parameters that are no traced value.
         """
         current("a model")
-        if not inputs:
+        if not inputs and not named:
             raise TraceError("a model is called on its inputs: model(x)")
-        keywords: dict[str, Part] = {}
+        keywords: dict[str, Part] = {name: operand(x) for name, x in named.items()}
         if params is not None:
             if not isinstance(params, Symbol):
                 raise TraceError(

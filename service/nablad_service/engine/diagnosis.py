@@ -17,7 +17,7 @@ from nablad_service.query import Query, arguments
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A program compiled to report on itself; it costs a multiple of the program, and runs after a NaN only."""
+    """A program compiled to report on itself. It costs a multiple of the program, and runs only after NaN."""
 
     program: graph.Program
     compiled: Any
