@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ from nablad_service.engine.watching import Record
 from nablad_service.language import Limits, Program, graph, parse
 from nablad_service.language.signatures import OperatorSignature
 from nablad_service.query import Query, Signature, Variable, arguments
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,7 @@ class Engine:
         Raises:
             Refusal: pointing at the piece of text that does not fit.
         """
-        try:
-            evaluation, computation = self._traced(query, reverse_only=False)
-        except NoForwardMode:
-            evaluation, computation = self._traced(query, reverse_only=True)
+        evaluation, computation = self._traced(query)
         answer = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(computation.out_info))
         if answer > self.limits.array_bytes:
             size, limit = in_words(answer), in_words(self.limits.array_bytes)
@@ -147,18 +146,25 @@ class Engine:
             raise Refusal("limit", detail)
         return Traced(plan_of(evaluation, query.signature), computation, answer)
 
-    def _traced(self, query: Query, *, reverse_only: bool) -> tuple[Evaluation, Any]:
-        evaluation = self._evaluation(query, reverse_only=reverse_only)
-        compute = objective(evaluation, query.signature)
+    def _traced(self, query: Query) -> tuple[Evaluation, Any]:
+        def work(evaluation: Evaluation) -> tuple[Evaluation, Any]:
+            return evaluation, jax.jit(objective(evaluation, query.signature)).trace(arguments(query))
+
+        return self._in_some_mode(query, work)
+
+    def _in_some_mode(self, query: Query, work: Callable[[Evaluation], T]) -> T:
+        """`work` with an evaluation of the query; with one in reverse mode alone where forward mode fails."""
         try:
-            return evaluation, jax.jit(compute).trace(arguments(query))
+            return work(self._evaluation(query))
         except (NotImplementedError, NoForwardMode, TypeError, ValueError) as error:
-            if no_forward_mode(error) and not reverse_only:
-                raise NoForwardMode from error
-            if not isinstance(error, NotImplementedError | NoForwardMode) and not no_reverse_mode(error):
+            if not no_forward_mode(error):
+                _refuse_what_has_no_derivative(error)
                 raise
-            detail = f"JAX cannot differentiate this: {str(error).strip().splitlines()[0]}"
-            raise Refusal("not_differentiable", detail) from error
+        try:
+            return work(self._evaluation(query, reverse_only=True))
+        except (NotImplementedError, NoForwardMode, TypeError, ValueError) as error:
+            _refuse_what_has_no_derivative(error)
+            raise
 
     def compile(self, traced: Traced) -> Executable:
         """Compile for the device."""
@@ -169,10 +175,7 @@ class Engine:
 
         All derivatives are taken in reverse mode alone: what is pulled back can be watched step by step.
         """
-        try:
-            plain, _ = self._traced(query, reverse_only=False)
-        except NoForwardMode:
-            plain, _ = self._traced(query, reverse_only=True)
+        plain, _ = self._traced(query)
         learned = {
             index: replace(one, choice=Choice(in_reverse(plain.meaning.program, index), "to be watched"))
             for index, one in plain.learned.items()
@@ -185,12 +188,13 @@ class Engine:
 
     def compile_check(self, query: Query) -> Callable[[], dict[str, Any]]:
         """Compile the query's gradients against central differences; the result runs them."""
-        evaluation = self._evaluation(query)
         signature = query.signature
-        check = differences.checker(
-            objective(evaluation, signature), loss_value(evaluation, signature), signature
-        )
-        compiled = jax.jit(check).lower(arguments(query)).compile()
+
+        def work(evaluation: Evaluation) -> Any:
+            gradients, value = objective(evaluation, signature), loss_value(evaluation, signature)
+            return jax.jit(differences.checker(gradients, value, signature)).lower(arguments(query))
+
+        compiled = self._in_some_mode(query, work).compile()
         return lambda: differences.report(jax.device_get(compiled(arguments(query))))
 
     def _evaluation(self, query: Query, *, reverse_only: bool = False) -> Evaluation:
@@ -207,6 +211,13 @@ class Engine:
             reverse_only=reverse_only,
         )
         return Evaluation(meaning)
+
+
+def _refuse_what_has_no_derivative(error: Exception) -> None:
+    """Raise `not_differentiable` where JAX has neither mode for a piece of the program."""
+    if isinstance(error, NotImplementedError) or no_forward_mode(error) or no_reverse_mode(error):
+        first = str(error).strip().splitlines()[0]
+        raise Refusal("not_differentiable", f"JAX cannot differentiate this: {first}") from error
 
 
 def in_reverse(program: Program, index: int) -> str:
