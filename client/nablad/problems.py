@@ -46,6 +46,7 @@ CODES: dict[str, Kind] = {
     "number_too_large": Kind(422, "A number is too large", errors.ProgramError),
     "limit": Kind(422, "The program is over a limit", errors.ProgramError),
     "not_differentiable": Kind(422, "A derivative does not exist", errors.ProgramError),
+    "strategy": Kind(422, "A strategy does not apply", errors.ProgramError),
     "function_failed": Kind(422, "A function of the server failed", errors.ProgramError),
     # the request around it
     "malformed_body": Kind(400, "The body cannot be read", errors.RequestError),
@@ -56,6 +57,7 @@ CODES: dict[str, Kind] = {
     "invalid_params": Kind(422, "Parameters do not fit the model", errors.RequestError),
     "invalid_state": Kind(422, "State does not fit the model", errors.RequestError),
     "invalid_architecture": Kind(422, "The architecture is not valid", errors.RequestError),
+    "invalid_artifact": Kind(422, "The artifact is not valid", errors.RequestError),
     "invalid_name": Kind(422, "A model's name is not valid", errors.RequestError),
     "unknown_media_type": Kind(415, "The Content-Type is not spoken here", errors.RequestError),
     "not_acceptable": Kind(406, "No acceptable answer format", errors.RequestError),
@@ -65,11 +67,14 @@ CODES: dict[str, Kind] = {
     "unknown_model": Kind(404, "No model of that name", errors.NotFound),
     "unknown_version": Kind(404, "No parameters of that version", errors.NotFound),
     "unknown_path": Kind(404, "No such path", errors.NotFound),
+    "not_loaded": Kind(409, "The model is not loaded", errors.RequestError),
+    "python_model": Kind(409, "The model belongs to the operator", errors.RequestError),
     # the server itself
     "overloaded": Kind(503, "The server is busy", errors.Unavailable),
     "stopping": Kind(503, "The server is stopping", errors.Unavailable),
     "deadline": Kind(504, "The deadline passed", errors.DeadlineExceeded),
     "out_of_memory": Kind(507, "The device ran out of memory", errors.Unavailable),
+    "storage": Kind(507, "The repository could not be written", errors.Unavailable),
     "internal": Kind(500, "The server failed", errors.ServerError),
 }
 

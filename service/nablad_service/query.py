@@ -77,9 +77,12 @@ class Signature:
     """Whether the loss is the weighted sum of the terms; the weights are values."""
     outputs: tuple[str, ...]
     nesting: str
+    """`auto`, `default`, or one nesting for every derivative that has it."""
     dtype: str
     """The program's float type."""
     term_gradients: Literal["none", "norms", "full"] = "none"
+    strategies: tuple[tuple[str, str], ...] = ()
+    """Strategies that the caller pinned, by operator."""
 
 
 @dataclass(frozen=True)

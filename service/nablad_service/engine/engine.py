@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from nablad.problems import Refusal
 from nablad_service.engine import derivatives, differences
+from nablad_service.engine.costs import Cost, cost
 from nablad_service.engine.derivatives import Choice
 from nablad_service.engine.diagnosis import Diagnosis
 from nablad_service.engine.environment import Meaning
@@ -20,6 +21,7 @@ from nablad_service.engine.modes import NoForwardMode, no_forward_mode, no_rever
 from nablad_service.engine.objective import loss_value, named_value, objective, result_of
 from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.plan import Plan, plan_of
+from nablad_service.engine.planner import Choices, Variant, variants
 from nablad_service.engine.registered import Registered, registered_as
 from nablad_service.engine.values import in_words
 from nablad_service.engine.watching import Record
@@ -37,6 +39,10 @@ class Traced:
     plan: Plan
     computation: Any
     answer_bytes: int
+
+    def cost(self) -> Cost:
+        """Operations and peak memory, counted without compiling."""
+        return cost(self.computation.jaxpr)
 
 
 @dataclass(frozen=True)
@@ -132,13 +138,15 @@ class Engine:
                 _check_reaches(program, variable, targets)
         return program
 
-    def trace(self, query: Query) -> Traced:
+    def trace(self, query: Query, choices: Choices | None = None) -> Traced:
         """Check shapes and dtypes by abstract evaluation and choose a strategy for each derivative.
+
+        `choices` are the planner's; without them the static rules decide.
 
         Raises:
             Refusal: pointing at the piece of text that does not fit.
         """
-        evaluation, computation = self._traced(query)
+        evaluation, computation = self._traced(query, choices or {})
         answer = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(computation.out_info))
         if answer > self.limits.array_bytes:
             size, limit = in_words(answer), in_words(self.limits.array_bytes)
@@ -146,22 +154,43 @@ class Engine:
             raise Refusal("limit", detail)
         return Traced(plan_of(evaluation, query.signature), computation, answer)
 
-    def _traced(self, query: Query) -> tuple[Evaluation, Any]:
+    def variants(self, query: Query) -> list[Variant]:
+        """The ways to compute a query that are worth knowing, with their costs; compiles nothing.
+
+        Raises:
+            Refusal: as `trace` does.
+        """
+        default = self.trace(query)
+
+        def count(choices: Choices) -> tuple[Cost, str]:
+            traced = default
+            if choices:
+                try:
+                    traced = self.trace(query, choices)
+                except Refusal as refusal:
+                    raise LookupError(refusal.detail) from refusal
+            return traced.cost(), str(traced.computation.jaxpr)
+
+        return variants(default.plan.alternatives(), count)
+
+    def _traced(self, query: Query, choices: Choices) -> tuple[Evaluation, Any]:
         def work(evaluation: Evaluation) -> tuple[Evaluation, Any]:
             return evaluation, jax.jit(objective(evaluation, query.signature)).trace(arguments(query))
 
-        return self._in_some_mode(query, work)
+        return self._in_some_mode(query, work, choices)
 
-    def _in_some_mode(self, query: Query, work: Callable[[Evaluation], T]) -> T:
+    def _in_some_mode(
+        self, query: Query, work: Callable[[Evaluation], T], choices: Choices | None = None
+    ) -> T:
         """`work` with an evaluation of the query; with one in reverse mode alone where forward mode fails."""
         try:
-            return work(self._evaluation(query))
+            return work(self._evaluation(query, choices or {}))
         except (NotImplementedError, NoForwardMode, TypeError, ValueError) as error:
             if not no_forward_mode(error):
                 _refuse_what_has_no_derivative(error)
                 raise
         try:
-            return work(self._evaluation(query, reverse_only=True))
+            return work(self._evaluation(query, {}, reverse_only=True))
         except (NotImplementedError, NoForwardMode, TypeError, ValueError) as error:
             _refuse_what_has_no_derivative(error)
             raise
@@ -175,7 +204,7 @@ class Engine:
 
         All derivatives are taken in reverse mode alone: what is pulled back can be watched step by step.
         """
-        plain, _ = self._traced(query)
+        plain, _ = self._traced(query, {})
         learned = {
             index: replace(one, choice=Choice(in_reverse(plain.meaning.program, index), "to be watched"))
             for index, one in plain.learned.items()
@@ -197,7 +226,7 @@ class Engine:
         compiled = self._in_some_mode(query, work).compile()
         return lambda: differences.report(jax.device_get(compiled(arguments(query))))
 
-    def _evaluation(self, query: Query, *, reverse_only: bool = False) -> Evaluation:
+    def _evaluation(self, query: Query, choices: Choices, *, reverse_only: bool = False) -> Evaluation:
         signature = query.signature
         meaning = Meaning(
             program=self.parse(signature),
@@ -208,6 +237,8 @@ class Engine:
             differentiated=signature.kind == "gradient",
             limits=self.limits,
             functions=self.functions,
+            strategies=dict(signature.strategies),
+            choices=choices,
             reverse_only=reverse_only,
         )
         return Evaluation(meaning)

@@ -41,6 +41,10 @@ class Meaning:
     limits: Limits
     functions: Mapping[str, Registered] = field(default_factory=dict)
     """What the operator of the server registered, by name."""
+    strategies: Mapping[str, str] = field(default_factory=dict)
+    """Strategies that the caller pinned, by operator."""
+    choices: Mapping[int, str] = field(default_factory=dict)
+    """Strategies that the planner chose, by derivative."""
     reverse_only: bool = False
     """Whether something in the program has no forward mode."""
 

@@ -295,12 +295,27 @@ class Evaluation:
                 raise Refusal("couples_examples", detail)
         if caution := cautions.of_derivative(self.meaning.program, node, shapes, closed, self.kinks):
             self.cautions[node.index] = caution
-        if self.meaning.reverse_only:
-            return Learned(shapes, Choice(row.in_reverse, "something in the program has no forward mode"))
-        choice = row.choose(shapes, self.meaning.nesting)
-        if choice.strategy not in row.strategies:
-            choice = row.choose(shapes, "auto")
-        return Learned(shapes, choice)
+        return Learned(shapes, self._choice(node, row, shapes))
+
+    def _choice(self, node: graph.Derivative, row: derivatives.DerivativeRow, shapes: Shapes) -> Choice:
+        """What the caller pinned, else what the planner chose, else the static rule."""
+        meaning = self.meaning
+        pinned = meaning.strategies.get(node.operator)
+        if meaning.reverse_only:
+            if pinned not in (None, row.in_reverse):
+                detail = (
+                    f"the strategy '{pinned}' of {node.operator} does not apply: something in the program "
+                    f"has no forward mode; '{row.in_reverse}' does"
+                )
+                raise Refusal("strategy", detail)
+            return Choice(row.in_reverse, "something in the program has no forward mode")
+        if pinned is not None:
+            return Choice(pinned, "asked for")
+        if planned := meaning.choices.get(node.index):
+            return Choice(planned, "fastest when timed")
+        if meaning.nesting in row.strategies:
+            return Choice(meaning.nesting, "asked for")
+        return row.choose(shapes)
 
 
 def _first_line(error: Exception) -> str:

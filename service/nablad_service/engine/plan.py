@@ -17,6 +17,8 @@ from nablad_service.query import Signature
 class PlannedDerivative:
     """One derivative of the program and the strategy chosen for it."""
 
+    node: int
+    """Its node in the program."""
     operator: str
     wrt: str
     line: int
@@ -48,6 +50,13 @@ class Plan:
     signature: Signature
     derivatives: tuple[PlannedDerivative, ...]
     cautions: tuple[Caution, ...]
+
+    def alternatives(self) -> dict[int, tuple[str, ...]]:
+        """Other strategies by derivative, where the planner is free to choose."""
+        signature = self.signature
+        pinned = {operator for operator, _ in signature.strategies}
+        free = signature.nesting == "auto"
+        return {one.node: one.alternatives for one in self.derivatives if free and one.operator not in pinned}
 
     def explain(self) -> str:
         """One line a derivative: where, what, how and why."""
@@ -99,6 +108,7 @@ def plan_of(evaluation: Evaluation, signature: Signature) -> Plan:
         strategies = derivatives.TABLE[node.operator].strategies
         planned.append(
             PlannedDerivative(
+                node=index,
                 operator=node.operator,
                 wrt=node.wrt_name,
                 line=where.line,

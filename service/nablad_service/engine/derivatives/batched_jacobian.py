@@ -60,9 +60,8 @@ def check(shapes: Shapes) -> None:
         raise mismatch(detail, y, x)
 
 
-def choose(shapes: Shapes, nesting: str) -> Choice:
+def choose(shapes: Shapes) -> Choice:
     """The narrow side."""
-    del nesting
     batch = max(shapes.x.shape[0], 1)
     narrow, wide = shapes.x_size // batch, shapes.y_size // batch
     reason = f"{narrow} entries of the variable an example, {wide} of the value"

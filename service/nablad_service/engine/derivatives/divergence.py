@@ -57,7 +57,7 @@ ROW = DerivativeRow(
     ),
     check,
     {"forward": forward, "reverse": reverse},
-    lambda shapes, nesting: Choice("forward", "one forward pass a coordinate"),
+    lambda shapes: Choice("forward", "one forward pass a coordinate"),
     "reverse",
     independent_axes,
 )

@@ -96,12 +96,10 @@ def check(shapes: Shapes) -> None:
     need_scalar(shapes, "grad")
 
 
-def choose(shapes: Shapes, nesting: str) -> Choice:
-    """What was asked for; by itself forward over reverse, at most as dear in most measurements."""
+def choose(shapes: Shapes) -> Choice:
+    """Forward over reverse: at most as dear in most measurements."""
     del shapes
-    if nesting == "auto":
-        return Choice("forward_over_reverse", "one jvp over the gradient pulls it back")
-    return Choice(nesting, "asked for")
+    return Choice("forward_over_reverse", "one jvp over the gradient pulls it back")
 
 
 ROW = DerivativeRow(

@@ -93,9 +93,9 @@ def check_several(shapes: Shapes) -> None:
         raise mismatch(detail, x, v)
 
 
-def choose(shapes: Shapes, nesting: str) -> Choice:
+def choose(shapes: Shapes) -> Choice:
     """Forward: jvp and vjp were measured to tie, and jvp needs less memory."""
-    del shapes, nesting
+    del shapes
     return Choice("forward", "jvp and vjp tie, jvp needs less memory")
 
 

@@ -39,12 +39,10 @@ def check(shapes: Shapes) -> None:
     need_same_shape(shapes.vectors[0], shapes.x, "hvp", "v", "the variable")
 
 
-def choose(shapes: Shapes, nesting: str) -> Choice:
-    """What was asked for; by itself forward over reverse."""
+def choose(shapes: Shapes) -> Choice:
+    """Forward over reverse."""
     del shapes
-    if nesting == "auto":
-        return Choice("forward_over_reverse", "one jvp over the gradient")
-    return Choice(nesting, "asked for")
+    return Choice("forward_over_reverse", "one jvp over the gradient")
 
 
 ROW = DerivativeRow(

@@ -49,6 +49,6 @@ ROW = DerivativeRow(
     ),
     check,
     {"forward": forward, "reverse": reverse},
-    lambda shapes, nesting: Choice("forward", "one forward pass"),
+    lambda shapes: Choice("forward", "one forward pass"),
     "reverse",
 )

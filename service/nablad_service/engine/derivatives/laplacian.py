@@ -82,11 +82,9 @@ def independent_axes(shapes: Shapes) -> tuple[tuple[int, int], ...]:
     return tuple((axis, axis) for axis, length in enumerate(shapes.y.shape) if length > 1)
 
 
-def choose(shapes: Shapes, nesting: str) -> Choice:
-    """Forward over forward, unless a nesting over reverse is asked for."""
+def choose(shapes: Shapes) -> Choice:
+    """Forward over forward."""
     del shapes
-    if nesting in ("forward_over_reverse", "reverse_over_reverse"):
-        return Choice(nesting, "asked for")
     return Choice("forward_over_forward", "two forward passes along each coordinate")
 
 

@@ -58,7 +58,7 @@ ROW = DerivativeRow(
     ),
     check,
     {"forward": forward, "reverse": reverse},
-    lambda shapes, nesting: Choice("forward", "one forward pass along the variable"),
+    lambda shapes: Choice("forward", "one forward pass along the variable"),
     "reverse",
     independent_axes,
 )

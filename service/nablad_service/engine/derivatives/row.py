@@ -70,15 +70,15 @@ class Choice:
 class DerivativeRow:
     """A derivative operator.
 
-    `check` refuses shapes that make no sense. `choose` picks a strategy from shapes and the `nesting` asked
-    for. `independent_axes` names the axes of the variable along which examples must not mix, by pairs
+    `check` refuses shapes that make no sense. `choose` is the static rule: it picks a strategy from
+    shapes. `independent_axes` names the axes of the variable along which examples must not mix, by pairs
     (axis of x, axis of y); the engine proves it from the traced computation before it trusts the operator.
     """
 
     signature: OperatorSignature
     check: Callable[[Shapes], None]
     strategies: Mapping[str, Strategy]
-    choose: Callable[[Shapes, str], Choice]
+    choose: Callable[[Shapes], Choice]
     in_reverse: str
     """The strategy that works without forward mode: what has a `custom_vjp` of its own knows no jvp."""
     independent_axes: Callable[[Shapes], tuple[tuple[int, int], ...]] = lambda shapes: ()
