@@ -56,7 +56,7 @@ RUN command -v python3 >/dev/null || { \
     }
 
 # The user owns two folders and no code. Libraries that write to a home write to the cache.
-# /models is a place to mount parameter files; the server itself keeps its models in memory.
+# /models is the repository: hosted models outlive the container if this folder is a volume.
 RUN groupadd --gid 10001 nablad \
     && useradd --uid 10001 --gid nablad --no-create-home --home-dir /var/cache/nablad \
         --shell /usr/sbin/nologin nablad \
@@ -73,6 +73,8 @@ ENV PATH=/opt/nablad/bin:$PATH \
 # Compiled programs outlive the container if this folder is a volume. Who may write here may run code in the
 # server: never share it with anyone you would not give a shell.
 ENV JAX_COMPILATION_CACHE_DIR=/var/cache/nablad/jax
+# Empty, `-e NABLAD_REPOSITORY=`, it keeps models in memory only.
+ENV NABLAD_REPOSITORY=/models
 # Bases without CUDA do not say what they want of the driver. Without a GPU this does nothing.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # A container's loopback is its own: on 127.0.0.1 nobody outside could call. Listening everywhere is safe as long

@@ -26,7 +26,7 @@ case "$(basename "${engine[0]}")" in
 docker | podman)
     start() {
         container=$("${engine[@]}" run --detach --read-only --tmpfs /tmp --volume /var/cache/nablad \
-            --cap-drop ALL --security-opt no-new-privileges "$image")
+            --volume /models --cap-drop ALL --security-opt no-new-privileges "$image")
     }
     inside() { "${engine[@]}" exec --interactive "$container" "$@"; }
     alone() { "${engine[@]}" run --rm --interactive --network none --entrypoint "$1" "$image" "${@:2}"; }
@@ -121,6 +121,7 @@ check "the health check passes with one" ready
 check "the server is alive" inside python -IS /opt/nablad/healthcheck.py /health/live
 check "commands run as the user, not as root" inside python -c 'import os; assert os.getuid() == 10001; print(os.getuid())'
 check "a gradient is right" inside python - <exercise.py
+check "models are kept in a repository" inside sh -c 'test -s /models/.lock && test "$NABLAD_REPOSITORY" = /models'
 check "the cache can be written" inside sh -c 'touch /var/cache/nablad/written && rm /var/cache/nablad/written'
 stop
 check "SIGTERM ends it with exit code 0" holds "exit code $code." 'exit code 0.'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import signal
@@ -70,6 +71,11 @@ def test_a_refusal_goes_to_stderr_with_its_place_and_exit_code_one(url: str, hos
         (["gradient", "--loss", "1", "--input", "x=absent.npy"], "there is no file 'absent.npy'"),
         (["gradient", "--loss", "1", "--out", "grads.txt"], "saved as .npz"),
         (["models", "--url", "http://127.0.0.1:9"], "is `nablad serve` running there?"),
+        (["models", "put", "net"], "nothing to put: give --architecture, --stablehlo or --params"),
+        (["models", "put", "net", "--params", "absent.npz"], "there is no file 'absent.npz'"),
+        (["models", "put", "net", "--params", "weights.pt"], "files named .npz or .safetensors"),
+        (["models", "put", "net", "--architecture", os.devnull], "is not valid JSON"),
+        (["models", "params", "net", "--out", "weights.txt"], "files named .npz or .safetensors"),
     ],
 )
 def test_wrong_calls_get_one_sentence(
@@ -83,9 +89,49 @@ def test_wrong_calls_get_one_sentence(
 
 def test_models_and_operators_are_listed(url: str, hosted: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["models", "--url", url]) == 0
-    assert "cli  13 parameters in 4 arrays" in capsys.readouterr().out
+    assert "cli  layers  x (2)  13 parameters in 4 arrays" in capsys.readouterr().out
     assert command_line.main(["operators", "--url", url]) == 0
     assert "grad(y, x)" in capsys.readouterr().out
+
+
+def test_models_are_put_saved_and_deleted(
+    client: nablad.Client, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def models(*words: str) -> str:
+        status = command_line.main(["models", *words, "--url", url])
+        printed = capsys.readouterr()
+        assert status == 0, printed.err
+        return printed.out
+
+    layers = {"layers": [{"dense": [2, 1]}, {"batchnorm": 1}]}
+    (tmp_path / "net.json").write_text(json.dumps(layers))
+    said = models("put", "cli_net", "--architecture", str(tmp_path / "net.json"), "--seed", "3")
+    assert said.startswith("cli_net  layers  x (2)  5 parameters in 4 arrays  version ")
+    assert client.model("cli_net").version == client.create_model("cli_twin", layers, seed=3).version
+    resident = client.params("cli_net")
+    for kind in ("npz", "safetensors"):
+        saved = [str(tmp_path / f"{what}.{kind}") for what in ("params", "state")]
+        assert resident.version in models("params", "cli_net", "--out", saved[0], "--state-out", saved[1])
+        other = {name: leaf + 1 for name, leaf in resident.params.items()}
+        assert client.set_params("cli_net", other) != resident.version
+        said = models("put", "cli_net", "--params", saved[0], "--state", saved[1])
+        assert said.strip().endswith(resident.version)
+    models("put", "cli_twin", "--architecture", str(tmp_path / "net.json"), "--params", saved[0])
+    assert client.model("cli_twin").version == resident.version
+    for name in ("cli_net", "cli_twin"):
+        assert models("delete", name) == f"deleted {name}\n"
+    # The address may also stand before the word.
+    assert command_line.main(["models", "--url", url, "delete", "cli_net"]) == 1
+    assert "no model is called 'cli_net'" in capsys.readouterr().err
+
+
+def test_safetensors_is_named_where_it_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    assert command_line.main(["models", "put", "net", "--params", "weights.safetensors"]) == 1
+    assert "pip install safetensors" in capsys.readouterr().err
 
 
 def test_serve_without_the_service_extra_says_what_to_type(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from nablad_service.serve import shown
 from nablad_service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -183,6 +184,20 @@ def test_compose_runs_a_hardened_container(name: str) -> None:
     assert grace > Settings.model_fields["drain_seconds"].default
 
 
+def test_hosted_models_outlive_a_container() -> None:
+    """A volume a service: two servers do not share a repository."""
+    (folder,) = [rest.split("=")[1] for rest in finished("ENV") if rest.startswith("NABLAD_REPOSITORY=")]
+    (made,) = [rest for rest in finished("RUN") if f" {folder}" in rest]
+    assert f"install -d -o nablad -g nablad -m 0755 {folder}" in made
+    described = compose()
+    mounted = {
+        name: [volume.split(":")[0] for volume in service["volumes"] if volume.split(":")[1] == folder]
+        for name, service in described["services"].items()
+    }
+    assert mounted == {"nablad": ["models"], "gpu": ["models-gpu"]}
+    assert {"models", "models-gpu", "cache"} == set(described["volumes"])
+
+
 def test_the_gpu_service_needs_its_profile_a_gpu_and_the_extra() -> None:
     service = compose()["services"]["gpu"]
     assert service["profiles"] == ["gpu"]
@@ -203,7 +218,7 @@ def test_every_variable_that_is_named_is_a_setting(file: str) -> None:
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_documented_with_its_default(name: str) -> None:
     default = Settings.model_fields[name].default
-    row = f"| `--{name.replace('_', '-')}` | `NABLAD_{name.upper()}` | `{default}` | "
+    row = f"| `--{name.replace('_', '-')}` | `NABLAD_{name.upper()}` | `{shown(default)}` | "
     assert OPERATING.count(row) == 1
 
 

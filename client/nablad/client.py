@@ -22,7 +22,7 @@ from nablad.calls import (
     Tree,
     no_answer,
 )
-from nablad.messages import ModelInfo, OperatorInfo
+from nablad.messages import FailedModel, ModelInfo, OperatorInfo
 from nablad.results import CheckResult, EvaluateResult, GradientResult, Params
 from nablad.tracing.operators import Estimate
 
@@ -66,25 +66,43 @@ class Client:
     def create_model(
         self,
         name: str,
-        architecture: Mapping[str, Any],
+        architecture: Mapping[str, Any] | None = None,
         params: Tree | None = None,
         state: Tree | None = None,
         seed: int = 0,
+        *,
+        stablehlo: bytes | bytearray | None = None,
     ) -> ModelInfo:
-        """Host an architecture under `name`, with these parameters or ones drawn from `seed`."""
-        return self._send(self._calls.create_model(name, architecture, params, state, seed))
+        """Host an architecture under `name`, with these parameters or ones drawn from `seed`.
+
+        In place of an architecture, `stablehlo` hosts what `jax.export` serialised; its parameters are
+        sent along.
+        """
+        return self._send(self._calls.create_model(name, architecture, params, state, seed, stablehlo))
 
     def models(self) -> list[ModelInfo]:
         """All hosted models."""
         return self._send(self._calls.models())
+
+    def failed_models(self) -> list[FailedModel]:
+        """What the server was given and could not load, with the reasons."""
+        return self._send(self._calls.failed_models())
 
     def model(self, name: str) -> ModelInfo:
         """One hosted model, described."""
         return self._send(self._calls.model(name))
 
     def delete_model(self, name: str) -> None:
-        """Stop hosting a model."""
+        """Stop hosting a model, and remove it from the server's repository."""
         self._send(self._calls.delete_model(name))
+
+    def load_model(self, name: str) -> ModelInfo:
+        """Read a model from the server's repository, as after an unload or a repair."""
+        return self._send(self._calls.load_model(name))
+
+    def unload_model(self, name: str) -> ModelInfo:
+        """Take a model out of the server's memory; its repository keeps it."""
+        return self._send(self._calls.unload_model(name))
 
     def params(self, name: str) -> Params:
         """The resident parameters and state of a model, with their version."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import reduce
-
-import jax.numpy as jnp
 from jax import Array
 
-from nablad_models.chain import DoesNotChain, Step, joined, run
+from nablad_models.joins import JOINS, joined_shape
 from nablad_models.layer import Call, Layer
 from nablad_models.leaves import Leaves
 from nablad_models.reading import Unreadable
 from nablad_models.shapes import DoesNotFit, Shape, all_fit, show
+from nablad_models.step import DoesNotChain, Step, joined, run
+
+
+def chain(layers: Layer) -> Layer:
+    """Layers one after another as one, so that they have a name together: a branch, a trunk."""
+    return layers
 
 
 def residual(body: Layer, *, shortcut: Layer | None) -> Layer:
@@ -48,15 +50,6 @@ def residual(body: Layer, *, shortcut: Layer | None) -> Layer:
     )
 
 
-# How the answers of branches become one; all but concat want equal shapes.
-JOINS: dict[str, Callable[[Sequence[Array], int], Array]] = {
-    "concat": lambda parts, axis: jnp.concatenate(parts, axis),
-    "sum": lambda parts, _: reduce(jnp.add, parts),
-    "product": lambda parts, _: reduce(jnp.multiply, parts),
-    "stack": lambda parts, axis: jnp.stack(parts, axis),
-}
-
-
 def parallel(branches: list[Layer], *, join: str, axis: int) -> Layer:
     """Branches that all see x, their answers joined; `axis` is an axis of one answer.
 
@@ -67,7 +60,7 @@ def parallel(branches: list[Layer], *, join: str, axis: int) -> Layer:
         raise Unreadable("expected at least one branch")
 
     def gives(shape: Shape) -> Shape:
-        return _joined_shape([_through(step, shape) for step in steps], join, axis)
+        return joined_shape([_through(step, shape) for step in steps], join, axis)
 
     def forward(params: Leaves, state: Leaves, x: Array, call: Call) -> tuple[Array, dict[str, Array]]:
         answers = [run(step, params, state, x, call.into(step.name)) for step in steps]
@@ -88,24 +81,3 @@ def _through(branch: Step, shape: Shape) -> Shape:
         return branch.layer.gives(shape)
     except DoesNotChain as problem:
         raise DoesNotChain(f"in {branch.name}, {problem}") from problem
-
-
-def _joined_shape(shapes: list[Shape], join: str, axis: int) -> Shape:
-    first = shapes[0]
-    said = " and ".join(map(show, shapes))
-    if axis > len(first) - (join == "concat") and join in ("concat", "stack"):
-        raise DoesNotFit(f"joins along axis {axis}, which {said} do not have")
-
-    def without(shape: Shape) -> Shape:
-        return (*shape[:axis], *shape[axis + 1 :]) if join == "concat" else shape
-
-    if any(len(shape) != len(first) or not all_fit(without(first), without(shape)) for shape in shapes):
-        raise DoesNotFit(f"cannot {join} what its branches make: {said}")
-    agreed = [next((size for size in sizes if size is not None), None) for sizes in zip(*shapes, strict=True)]
-    if join == "stack":
-        return (*agreed[:axis], len(shapes), *agreed[axis:])
-    if join == "concat":
-        along = [shape[axis] for shape in shapes]
-        known = [size for size in along if size is not None]
-        agreed[axis] = sum(known) if len(known) == len(along) else None
-    return tuple(agreed)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from nablad_models import initialisers
 from nablad_models.activations import activation, read_activation
 from nablad_models.attention import attention, read_attention
-from nablad_models.blocks import JOINS, parallel, residual
+from nablad_models.blocks import chain, parallel, residual
 from nablad_models.convolution import conv, conv_transpose, read_sizes
 from nablad_models.dense import dense, siren
 from nablad_models.dropout import dropout
 from nablad_models.embedding import embedding, position_embedding
 from nablad_models.features import fourier, periodic, read_fourier, read_periodic
+from nablad_models.joins import JOINS, join
 from nablad_models.layer import Layer
 from nablad_models.normalisation import batchnorm, groupnorm, layernorm, rmsnorm
 from nablad_models.pooling import adaptive_avgpool, avgpool, maxpool, mean
@@ -25,7 +26,6 @@ from nablad_models.reading import (
     axis,
     below_one,
     choice,
-    each_size,
     flag,
     fraction,
     one_or_more,
@@ -34,8 +34,10 @@ from nablad_models.reading import (
     present,
     size,
     sizes,
+    sizes_or_none,
 )
 from nablad_models.reshaping import flatten, reshape, transpose
+from nablad_models.shift import shift
 from nablad_models.windows import read_counts, read_dims, read_padding, read_pads
 
 
@@ -56,6 +58,8 @@ ONE = Option(1, read_counts)
 DIMS = Option(2, read_dims)
 PADDING = Option(0, read_padding)
 PADDING_MODE = Option("zeros", choice("padding mode", ["zeros", "reflect", "replicate", "circular"]))
+JOIN = choice("join", list(JOINS))
+AXIS = Option(0, axis)
 POOL = {"dims": DIMS, "stride": Option(None, optional(read_counts)), "padding": Option(0, read_pads)}
 CONV = {
     "dims": DIMS,
@@ -89,14 +93,17 @@ KINDS: dict[str, Kind] = {
     "fourier": Kind(read_fourier, fourier),
     "periodic": Kind(read_periodic, periodic),
     "flatten": Kind(present, flatten),
-    "reshape": Kind(each_size, reshape),
+    "reshape": Kind(sizes_or_none, reshape),
     "transpose": Kind(axes, transpose),
     "dropout": Kind(below_one, dropout),
     "activation": Kind(read_activation, activation),
+    "shift": Kind(sizes_or_none, shift),
+    "join": Kind(JOIN, join, {"axis": AXIS}),
+    "chain": Kind(Nested(), chain),
     "residual": Kind(Nested(), residual, {"shortcut": Option(None, Nested())}),
     "parallel": Kind(
         Nested(branches=True),
         parallel,
-        {"join": Option("concat", choice("join", list(JOINS))), "axis": Option(0, axis)},
+        {"join": Option("concat", JOIN), "axis": AXIS},
     ),
 }

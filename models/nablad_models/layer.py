@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -40,12 +40,24 @@ class Forward(Protocol):
 
 
 @dataclass(frozen=True)
+class Join:
+    """What makes one value of several: on shapes of one example, and on arrays with equally many batch axes.
+
+    `gives` raises `DoesNotFit`. The sizes of the batch axes broadcast.
+    """
+
+    gives: Callable[[Sequence[Shape]], Shape]
+    forward: Callable[[Sequence[Array], int], Array]
+
+
+@dataclass(frozen=True)
 class Layer:
-    """One layer, or a chain of them: a model is a layer too.
+    """One layer, or a block of them.
 
     `gives` maps the shape of one example to the shape of the answer to it, and raises `DoesNotFit`. `takes`
     is the example shape that the layer asks for when it comes first, or None where any will do. `keeps_shape`
-    says that the answer has the shape of the example.
+    says that the answer has the shape of the example. `joins` comes before all, in a layer that takes several
+    answers.
     """
 
     gives: Callable[[Shape], Shape]
@@ -54,6 +66,7 @@ class Layer:
     parameters: Mapping[str, Leaf] = field(default_factory=dict)
     state: Mapping[str, Leaf] = field(default_factory=dict)
     keeps_shape: bool = False
+    joins: Join | None = None
 
 
 def per_example(function: Callable[[Leaves, Array], Array], rank: int | None = None) -> Forward:

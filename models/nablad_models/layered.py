@@ -14,44 +14,42 @@ from numpy.typing import NDArray
 
 from nablad.problems import Refusal
 from nablad_models.architecture import read_layers
-from nablad_models.chain import DoesNotChain
-from nablad_models.layer import Call, Layer
+from nablad_models.graph import Graph, Value
+from nablad_models.inputs import input_shapes, normal_inputs, read_inputs
+from nablad_models.layer import Call
 from nablad_models.leaves import Leaf, draw
 from nablad_models.presets import expand
-from nablad_models.reading import LARGEST, MOST_AXES, Unreadable, check_extent, shown, size, unknown
+from nablad_models.reading import LARGEST, Unreadable, check_extent, shown, unknown
 from nablad_models.shapes import Shape, all_fit, show
+from nablad_models.step import DoesNotChain
+from nablad_models.wiring import check_all_used, read_outputs
 
-KEYS = ("layers", "input")
+KEYS = ("layers", "input", "inputs", "outputs")
 
 
 @dataclass(frozen=True)
 class Layered:
-    """Layers in JSON, ready to be applied. Two are equal when their architectures are."""
+    """Layers in JSON, ready to be applied. Two are equal when their architectures mean the same."""
 
     digest: str
-    """SHA-256 of the architecture in normal form: the identity for caches."""
+    """SHA-256 of the architecture in normal form without the names of layers: the identity for caches."""
     architecture: dict[str, Any] = field(compare=False)
     """The JSON in normal form, with every default written out; building it again gives the same model."""
-    example_shape: Shape = field(compare=False)
-    """The shape of one example, `None` where any size will do; axes before it are batch axes."""
-    output_shape: Shape = field(compare=False)
-    """The shape of the answer to one example."""
-    layer: Layer = field(compare=False, repr=False)
+    input_shapes: dict[str, Shape] = field(compare=False)
+    """The shape of one example of each input, `None` where any size will do; axes before it are batch axes.
 
-    @property
-    def example_rank(self) -> int:
-        """The rank of one example."""
-        return len(self.example_shape)
+    One input that has no name of its own is called x.
+    """
+    output_shapes: dict[str, Shape] | Shape = field(compare=False)
+    """The shape of the answer to one example, by name where answers have names."""
+    outputs: dict[str, str] | None = field(compare=False)
+    """Which layer makes each answer; None where the last layer makes the only one, which has no name."""
+    graph: Graph = field(compare=False, repr=False)
 
     @property
     def source(self) -> dict[str, Any]:
         """The architecture in normal form."""
         return {"architecture": self.architecture}
-
-    @property
-    def input_shapes(self) -> dict[str, Shape]:
-        """The shape of one example, by the only input's name."""
-        return {"x": self.example_shape}
 
     @property
     def derivative_order(self) -> None:
@@ -60,20 +58,20 @@ class Layered:
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the parameters, in declared order."""
-        return _shapes(self.layer.parameters)
+        return _shapes(self.graph.parameters)
 
     @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the state (running statistics, fixed buffers) in declared order; empty when stateless."""
-        return _shapes(self.layer.state)
+        return _shapes(self.graph.state)
 
     def initial_params(self, seed: int = 0) -> dict[str, NDArray[np.float32]]:
         """First parameters, float32, the same for a seed on every machine, each leaf on its own."""
-        return draw(self.layer.parameters, seed)
+        return draw(self.graph.parameters, seed)
 
     def initial_state(self) -> dict[str, NDArray[np.float32]]:
         """First state, float32; it depends on the architecture alone."""
-        return draw(self.layer.state, 0)
+        return draw(self.graph.state, 0)
 
     def apply(
         self,
@@ -82,30 +80,46 @@ class Layered:
         *inputs: Array,
         train: bool,
         key: Array | None = None,
-    ) -> tuple[Array, dict[str, Array]]:
-        """The answer to x, one example or a batch of them, and the new state (the same in eval mode).
+    ) -> tuple[Array | dict[str, Array], dict[str, Array]]:
+        """The answer to the inputs, one array or arrays by name, and the new state (the same in eval mode).
 
-        x has shape `(*batch, *example_shape)`, the answer `(*batch, *output_shape)`. Pure, traceable, and
-        differentiable to any order in `params` and `x`, which share a float dtype; the answer has it too.
-        `key` feeds dropout in train mode. `params` and `state` are taken as checked.
+        Each input has shape `(*batch, *example)` with batch axes of its own; the answer has those of the
+        inputs that it depends on, broadcast as NumPy does: sensors (n, 1, 100) and y (m, 2) give (n, m).
+        Pure, traceable, and differentiable to any order in `params` and the inputs, which share a float
+        dtype; the answer has it too. `key` feeds dropout in train mode. `params` and `state` are taken as
+        checked.
 
-        Raises `Refusal("shape_mismatch")` when x does not fit, or when batchnorm in train mode finds no
-        batch.
+        Raises `Refusal("shape_mismatch")` when an input does not fit, when batches do not broadcast, or when
+        batchnorm in train mode finds no batch.
         """
-        (x,) = inputs
-        batch_axes = x.ndim - self.example_rank
-        if batch_axes < 0 or not all_fit(self.example_shape, x.shape[batch_axes:]):
-            expected, got = show(self.example_shape), show(x.shape)
+        given = {name: self._value(name, x) for name, x in zip(self.input_shapes, inputs, strict=True)}
+        self._check_open_sizes(given)
+        call = Call(train=train, batch_axes=0, key=key)
+        values, new_state = self.graph.values(params, state, given, call)
+        if self.outputs is None:
+            return values[self.graph.nodes[-1].step.name].array, new_state
+        return {name: values[source].array for name, source in self.outputs.items()}, new_state
+
+    def _value(self, name: str, x: Array) -> Value:
+        expected = self.input_shapes[name]
+        batch_axes = x.ndim - len(expected)
+        if batch_axes < 0 or not all_fit(expected, x.shape[batch_axes:]):
+            of = f" of {name!r}" if len(self.input_shapes) > 1 else ""
             raise Refusal(
                 "shape_mismatch",
-                f"the model takes examples of shape {expected}, got an array of shape {got}.",
+                f"the model takes examples{of} of shape {show(expected)}, got an array of shape "
+                f"{show(x.shape)}.",
             )
+        return Value(x, batch_axes)
+
+    def _check_open_sizes(self, given: Mapping[str, Value]) -> None:
+        """Sizes left open by the architecture are known now."""
         try:
-            # Sizes left open by the architecture are known now.
-            self.layer.gives(x.shape[batch_axes:])
+            self.graph.shapes({name: x.array.shape[x.batch_axes :] for name, x in given.items()})
         except DoesNotChain as problem:
-            raise Refusal("shape_mismatch", f"for an array of shape {show(x.shape)}, {problem}.") from problem
-        return self.layer.forward(params, state, x, Call(train=train, batch_axes=batch_axes, key=key))
+            shapes = [show(x.array.shape) for x in given.values()]
+            which = f"an array of shape {shapes[0]}" if len(shapes) == 1 else f"shapes {', '.join(shapes)}"
+            raise Refusal("shape_mismatch", f"for {which}, {problem}.") from problem
 
 
 def build(architecture: Mapping[str, Any]) -> Layered:
@@ -113,10 +127,11 @@ def build(architecture: Mapping[str, Any]) -> Layered:
 
     `{"layers": [{"dense": [2, 4], "activation": "tanh"}, {"batchnorm": 4}]}` names its leaves
     `layer_1.weight` and so on; `README.md` beside this file lists the layers. `"input"` may give the shape of
-    one example, `null` for sizes that the data decide; without it the first layers do.
+    one example, `null` for sizes that the data decide; without it the first layers do. `"inputs"` gives
+    several by name, `"outputs"` names the answers, `"from"` beside a layer says what it takes.
 
     Raises `Refusal("invalid_architecture")` with the layer, what is wrong with it, and the nearest known name
-    or both sizes.
+    or all sizes.
     """
     try:
         return _build(architecture)
@@ -136,35 +151,41 @@ def _build(architecture: Mapping[str, Any]) -> Layered:
     for key in architecture:
         if key not in KEYS:
             raise Unreadable(unknown("key", str(key), KEYS))
-    layer, layers = read_layers(architecture["layers"])
-    count = sum(leaf.size for leaf in (*layer.parameters.values(), *layer.state.values()))
+    declared = read_inputs(architecture)
+    graph, layers = read_layers(architecture["layers"], list(declared))
+    outputs = read_outputs(architecture["outputs"], graph) if "outputs" in architecture else None
+    last = graph.nodes[-1].step.name
+    check_all_used(graph, [last] if outputs is None else [*outputs.values()])
+    count = sum(leaf.size for leaf in (*graph.parameters.values(), *graph.state.values()))
     if count > LARGEST:
         raise Unreadable(f"the model would have {count} parameters, at most {LARGEST} are hosted")
-    example_shape = _example_shape(architecture.get("input"), layer)
-    normal = {"input": list(example_shape), "layers": layers}
-    canonical = json.dumps(normal, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    inputs = input_shapes(declared, graph)
+    shapes = graph.shapes(inputs)
+    normal = normal_inputs(inputs) | {"layers": layers} | ({"outputs": outputs} if outputs else {})
     return Layered(
-        digest=hashlib.sha256(canonical.encode()).hexdigest(),
+        digest=_digest(normal),
         architecture=normal,
-        example_shape=example_shape,
-        output_shape=layer.gives(example_shape),
-        layer=layer,
+        input_shapes=inputs,
+        output_shapes={name: shapes[at] for name, at in outputs.items()} if outputs else shapes[last],
+        outputs=outputs,
+        graph=graph,
     )
 
 
-def _example_shape(declared: Any, layer: Layer) -> Shape:
-    if declared is None:
-        if layer.takes is None:
-            raise Unreadable(
-                "the layers do not tell the shape of one example; say it beside them, "
-                'as in "input": [1, 28, 28] (null for a size that the data decide)'
-            )
-        return layer.takes
-    if not isinstance(declared, list | tuple) or len(declared) > MOST_AXES:
-        raise Unreadable(
-            f'"input" is the shape of one example, a list of sizes or null, got {shown(declared)}'
-        )
-    return tuple(None if each is None else size(each) for each in declared)
+def _digest(normal: Mapping[str, Any]) -> str:
+    """Of what the architecture means: not of the names of layers, but of the order of inputs and outputs."""
+    meaning = {**normal, "layers": _without_names(normal["layers"])}
+    for key in ("inputs", "outputs"):
+        if key in meaning:
+            meaning[key] = list(meaning[key].items())
+    canonical = json.dumps(meaning, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _without_names(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_names(each) for key, each in value.items() if key != "name"}
+    return [_without_names(each) for each in value] if isinstance(value, list) else value
 
 
 def _shapes(leaves: Mapping[str, Leaf]) -> dict[str, tuple[int, ...]]:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from nablad_models import initialisers
 from nablad_models.activations import read_activation
+from nablad_models.deeponet import deeponet
+from nablad_models.mlps import (
+    Architecture,
+    at_least,
+    fourier_mlp,
+    mlp,
+    potential,
+    read_smooth,
+    siren,
+    to_one_number,
+)
 from nablad_models.reading import (
     REQUIRED,
     Option,
     Unreadable,
     choice,
     count,
-    each_size,
     flag,
     optional,
     positive,
@@ -24,37 +33,6 @@ from nablad_models.reading import (
     unknown,
     whole,
 )
-
-Architecture = dict[str, Any]
-
-
-def mlp(sizes: list[int], *, activation: Any = "tanh", init: str = "uniform") -> Architecture:
-    """Dense layers of the given sizes with the activation between them: what most PINNs are."""
-    hidden = [{"dense": list(pair), "init": init, "activation": activation} for pair in pairwise(sizes)]
-    del hidden[-1]["activation"]
-    return {"layers": hidden}
-
-
-def siren(sizes: list[int], *, omega: float = 30.0) -> Architecture:
-    """Sine layers with their own initialisation and a dense layer at the end (Sitzmann et al., 2020)."""
-    layers: list[Architecture] = [{"siren": list(pair), "omega": omega} for pair in pairwise(sizes[:-1])]
-    layers[0]["first"] = True
-    return {"layers": [*layers, {"dense": sizes[-2:]}]}
-
-
-def fourier_mlp(
-    sizes: list[int],
-    *,
-    features: int = 64,
-    scale: float = 1.0,
-    seed: int = 0,
-    activation: Any = "tanh",
-    init: str = "uniform",
-) -> Architecture:
-    """Random Fourier features of the coordinates, then an mlp: for solutions with high frequencies."""
-    first = {"fourier": {"in": sizes[0], "features": features, "scale": scale, "seed": seed}}
-    rest = mlp([2 * features, *sizes[1:]], activation=activation, init=init)
-    return {"layers": [first, *rest["layers"]]}
 
 
 def resnet_small(channels: int, classes: int, *, width: int = 16, blocks: int = 3) -> Architecture:
@@ -137,18 +115,6 @@ class Preset(NamedTuple):
     options: Mapping[str, Option]
 
 
-def at_least(count: int) -> Callable[[Any], list[int]]:
-    """A reader of the sizes from input to output, `count` or more."""
-
-    def read(value: Any) -> list[int]:
-        read = each_size(value)
-        if len(read) < count:
-            raise Unreadable(f"expected at least {count} sizes from input to output, got {shown(value)}")
-        return read
-
-    return read
-
-
 ACTIVATION = Option("tanh", read_activation)
 INIT = Option("uniform", choice("initialisation", list(initialisers.RULES)))
 
@@ -163,6 +129,24 @@ PRESETS: dict[str, Preset] = {
             "features": Option(64, size),
             "scale": Option(1.0, positive),
             "seed": Option(0, whole),
+            "activation": ACTIVATION,
+            "init": INIT,
+        },
+    ),
+    "potential": Preset(
+        potential,
+        {
+            "sizes": Option(REQUIRED, to_one_number),
+            "activation": Option("softplus", read_smooth),
+            "init": INIT,
+        },
+    ),
+    "deeponet": Preset(
+        deeponet,
+        {
+            "branch": Option(REQUIRED, at_least(2)),
+            "trunk": Option(REQUIRED, at_least(2)),
+            "outputs": Option(None, optional(size)),
             "activation": ACTIVATION,
             "init": INIT,
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ def read_options(options: Mapping[str, Option], given: Mapping[str, Any]) -> dic
     return {key: read_option(key, option, given.get(key, option.default)) for key, option in options.items()}
 
 
-def check_keys(options: Mapping[str, Option], given: Iterable[str]) -> None:
+def check_keys(options: Collection[str], given: Iterable[str]) -> None:
     """Raise `Unreadable` for a key that is not an option."""
     for key in given:
         if key not in options:
@@ -146,6 +146,11 @@ def sizes(*names: str) -> Reader:
 def one_or_more(value: Any) -> int | list[int]:
     """A positive whole number, or a list with one for each axis."""
     return each_size(value) if isinstance(value, list | tuple) else size(value)
+
+
+def sizes_or_none(value: Any) -> list[int]:
+    """A list of positive whole numbers, `[]` the shape of a single number."""
+    return [] if value in ([], ()) else each_size(value)
 
 
 def each_size(value: Any) -> list[int]:

@@ -16,7 +16,7 @@ def flatten(_: bool) -> Layer:
 
 
 def reshape(sizes: list[int]) -> Layer:
-    """An example in another shape, last axis fastest."""
+    """An example in another shape, last axis fastest; `[]` makes a single number of one value."""
     total = math.prod(sizes)
 
     def gives(shape: Shape) -> Shape:

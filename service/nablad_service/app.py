@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -14,7 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nablad import __version__, wire
 from nablad.problems import Problem, Refusal
 from nablad_service.engine.engine import Engine
+from nablad_service.engine.operators import SIGNATURES
+from nablad_service.engine.registered import registered_as
 from nablad_service.hosting import ModelStore
+from nablad_service.hosting.python_models import python_models
+from nablad_service.hosting.repository import Repository
 from nablad_service.pipeline import Pipeline
 from nablad_service.programs import Programs
 from nablad_service.routes import health, models, operators, programs, shortcuts
@@ -31,17 +36,31 @@ documents with a stable `code`, and `where` for places in a program's text.
 """
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """The service as an ASGI application; nothing starts before its lifespan does."""
+def create_app(settings: Settings | None = None, *, repository: Repository | None = None) -> FastAPI:
+    """The service as an ASGI application; nothing starts before its lifespan does.
+
+    A `repository` that is open already is taken over; else the lifespan opens the one of the settings.
+    """
     settings = settings or Settings()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = Engine.start(settings.limits)
+        kept = repository
+        if kept is None and settings.repository is not None:
+            kept = Repository.open(Path(settings.repository))
+        # Before the engine allows 64-bit types: the operator's files make what they make elsewhere.
+        own = python_models(settings.models, lambda name, given: registered_as(name, given, SIGNATURES))
+        engine = Engine.start(settings.limits, functions=own.functions)
+        store = ModelStore(
+            settings.max_models,
+            repository=kept,
+            python=own,
+            max_artifact_bytes=settings.max_artifact_bytes,
+        )
         scheduler = Scheduler(settings.max_queue)
         compiled = Programs(engine, limit=settings.max_programs, threads=settings.compile_threads)
         app.state.settings = settings
-        app.state.pipeline = Pipeline(ModelStore(settings.max_models), compiled, scheduler)
+        app.state.pipeline = Pipeline(store, compiled, scheduler)
         app.state.engine = engine
         app.state.device = engine.device()
         app.state.ready = True
@@ -49,6 +68,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.ready = False
         compiled.close()
         scheduler.close()
+        if kept is not None:
+            kept.close()
 
     app = FastAPI(
         title="nablad", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None

@@ -9,13 +9,17 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 from pydantic import ValidationError
 
 from nablad_service.app import create_app
+from nablad_service.hosting.repository import Repository
 from nablad_service.settings import Settings
+
+METAVARS = {"repository": "DIR", "models": "FILE"}
 
 
 def add_command(subparsers: Any) -> None:
@@ -27,14 +31,21 @@ def add_command(subparsers: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     for name, field in Settings.model_fields.items():
+        repeated = isinstance(field.default, tuple)
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             default=argparse.SUPPRESS,
-            type=field.annotation,
-            metavar=name.split("_")[-1].upper(),
-            help=f"{field.description} (default: {field.default})",
+            type=field.annotation if field.annotation in (int, float) else str,
+            action="append" if repeated else "store",
+            metavar=METAVARS.get(name, name.split("_")[-1].upper()),
+            help=f"{field.description} (default: {shown(field.default)})",
         )
     parser.set_defaults(run=run)
+
+
+def shown(default: Any) -> str:
+    """A setting's default in words."""
+    return "none" if default in (None, ()) else str(default)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,6 +57,13 @@ def run(arguments: argparse.Namespace) -> int:
         fault = error.errors()[0]
         print(f"nablad serve: {fault['loc'][0]}: {fault['msg']}", file=sys.stderr)
         return 2
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        repository = Repository.open(Path(settings.repository)) if settings.repository else None
+    except OSError as error:
+        print(f"nablad serve: {unusable(settings.repository, error)}", file=sys.stderr)
+        return 4
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
@@ -56,12 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return 1
     port = listener.getsockname()[1]
-    logging.getLogger("jax").setLevel(logging.WARNING)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"nablad listens on http://{shown}:{port} (docs at /docs, stop with Ctrl-C)", flush=True)
     config = uvicorn.Config(
-        create_app(settings),
+        create_app(settings, repository=repository),
         log_level="warning",
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
         # Longer than httpx keeps idle connections, or the two would race for the last word.
@@ -76,6 +92,17 @@ def run(arguments: argparse.Namespace) -> int:
     sys.stdout.flush()
     logging.shutdown()
     os._exit(0)
+
+
+def unusable(folder: str | None, error: OSError) -> str:
+    """Why a repository cannot be opened, and what to try."""
+    if isinstance(error, BlockingIOError):
+        return (
+            f"another server has the repository {folder} ({error.strerror}); stop it, "
+            "or choose another --repository: each server needs one of its own"
+        )
+    what = error.strerror or str(error)
+    return f"the repository {folder} cannot be used: {what}; choose another --repository"
 
 
 def listen(host: str, port: int) -> socket.socket:

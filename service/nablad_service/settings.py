@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+import os
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from nablad_service.language import Limits
 
@@ -17,6 +20,12 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; loopback unless told otherwise.")
     port: int = Field(8421, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    repository: str | None = Field(
+        None, description="Folder that keeps hosted models and their parameters; without it, memory does."
+    )
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Python file with MODELS and FUNCTIONS of your own; may be repeated."
+    )
     max_body_bytes: int = Field(1024 * MEBIBYTE, gt=0, description="Largest request body.")
     max_array_bytes: int = Field(
         4096 * MEBIBYTE, gt=0, description="Largest array that a program may make on its way."
@@ -24,6 +33,9 @@ class Settings(BaseSettings):
     max_queue: int = Field(256, gt=0, description="Calls that may wait for the device; more are refused.")
     max_programs: int = Field(512, gt=0, description="Compiled programs kept; the least recently used goes.")
     max_models: int = Field(1024, gt=0, description="Models hosted at once.")
+    max_artifact_bytes: int = Field(
+        64 * MEBIBYTE, gt=0, description="Largest StableHLO artifact that is hosted."
+    )
     compile_threads: int = Field(1, gt=0, description="Programs compiled at the same time.")
     drain_seconds: float = Field(20.0, ge=0, description="How long a stopping server finishes its calls.")
     text_bytes: int = Field(Limits.text_bytes, gt=0, description="Longest program.")
@@ -39,6 +51,18 @@ class Settings(BaseSettings):
     iterations: int = Field(
         Limits.iterations, gt=0, description="Most runs of a loop's body, nested loops multiplied."
     )
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _separated(cls, given: Any) -> Any:
+        """A variable holds several files as PATH does, with ':' between them (';' on Windows)."""
+        return tuple(filter(None, given.split(os.pathsep))) if isinstance(given, str) else given
+
+    @field_validator("repository")
+    @classmethod
+    def _named(cls, given: str | None) -> str | None:
+        # An empty variable is how a container image's default is taken back.
+        return given or None
 
     @property
     def limits(self) -> Limits:

@@ -14,9 +14,18 @@ from numpy.typing import NDArray
 from nablad.arrays import Received, Undeclared
 from nablad.messages import Binding, EvaluateRequest, GradientRequest, Question, decode_arrays, decode_inputs
 from nablad.problems import Refusal
-from nablad_service.hosting import HostedModel, own_params, own_state
+from nablad_service.hosting import HostedModel, own_tensors
 from nablad_service.language.places import nearest
-from nablad_service.query import ArraySpec, ModelSignature, Query, Signature, Variable, float_type, tree_spec
+from nablad_service.query import (
+    Arrays,
+    ArraySpec,
+    ModelSignature,
+    Query,
+    Signature,
+    Variable,
+    float_type,
+    tree_spec,
+)
 
 LEAF = re.compile(r"(?P<model>[^\W\d]\w*)\.params(?:\[(?P<leaf>[^\]]+)\])?")
 Lookup = Callable[[str], HostedModel]
@@ -76,8 +85,9 @@ def _query(
             raise Refusal("invalid_request", f"'{name}' is not a name that a program can use")
     bindings = {name: _binding(bound) for name, bound in request.models.items()}
     hosted = {name: _hosted(binding, lookup) for name, binding in bindings.items()}
-    params = {name: _params(hosted[name], binding) for name, binding in bindings.items()}
-    state = {name: _state(hosted[name], binding) for name, binding in bindings.items()}
+    tensors = {name: _tensors(hosted[name], binding) for name, binding in bindings.items()}
+    params = {name: own for name, (own, _) in tensors.items()}
+    state = {name: own for name, (_, own) in tensors.items()}
     given = [leaf for tree in params.values() for leaf in tree.values()]
     given += [leaf for leaf in _leaves(received) if isinstance(leaf, np.ndarray)]
     dtype = dtype or float_type(given)
@@ -131,16 +141,17 @@ def _hosted(binding: Binding, lookup: Lookup) -> HostedModel:
     return hosted
 
 
-def _params(hosted: HostedModel, binding: Binding) -> Mapping[str, NDArray[Any]]:
-    if binding.params is None:
-        return hosted.params
-    return own_params(hosted.model, decode_arrays(binding.params, f"{binding.name}.params."))
-
-
-def _state(hosted: HostedModel, binding: Binding) -> Mapping[str, NDArray[Any]]:
-    if binding.state is None:
-        return hosted.state
-    return own_state(hosted.model, decode_arrays(binding.state, f"{binding.name}.state."))
+def _tensors(hosted: HostedModel, binding: Binding) -> tuple[Arrays, Arrays]:
+    """Parameters and state of a binding: the ones sent, else the resident ones."""
+    params, state = (
+        None if given is None else decode_arrays(given, f"{binding.name}.{what}.")
+        for what, given in (("params", binding.params), ("state", binding.state))
+    )
+    own, own_state = own_tensors(hosted.model, params, state)
+    return (
+        own if own is not None else hosted.params,
+        own_state if own_state is not None else hosted.state,
+    )
 
 
 def _leaves(received: Mapping[str, Received | dict[str, Received]]) -> list[Received]:

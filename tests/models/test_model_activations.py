@@ -7,6 +7,7 @@ import pytest
 
 from nablad_models import build
 from nablad_models.activations import ACTIVATIONS, SCALED
+from nablad_models.mlps import KINKED
 
 POINTS = np.array([-2.5, -0.7, -1e-3, 0.3, 1.9])
 STEP = 1e-5
@@ -112,6 +113,26 @@ def test_derivatives_to_third_order_are_those_of_differences(name, derivatives):
 @pytest.mark.parametrize("name", sorted({*BY_HAND} - {"exp"}))
 def test_derivatives_far_out_and_at_zero_are_finite(name, derivatives):
     assert np.isfinite(derivatives[name]).all()
+
+
+def test_kinked_activations_are_those_with_a_jump_in_a_derivative():
+    """Left and right of where any of them has its kink, to the second derivative."""
+    beside = np.array([0.0, 1.0, -1.0, 3.0, -3.0, 6.0])[:, None] + np.array([1e-9, -1e-9])
+
+    @jax.jit
+    def jumps(x):
+        def of(name):
+            def total(x):
+                return jnp.sum(elementwise(name)(x))
+
+            one = jax.grad(total)
+            return one(x), jax.jvp(one, (x,), (jnp.ones_like(x),))[1]
+
+        return {name: of(name) for name in BY_HAND}
+
+    for name, orders in jumps(beside.reshape(-1)).items():
+        largest = max(np.abs(np.diff(each.reshape(-1, 2))).max() for each in np.asarray(orders))
+        assert largest > 0.01 if name in KINKED else largest < 1e-5, name
 
 
 def test_an_activation_beside_a_layer_comes_after_it():

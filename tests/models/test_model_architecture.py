@@ -119,6 +119,19 @@ REFUSED = [
         {"input": [6], **one({"reshape": [2, 2]})},
         "layer_1 (reshape [2, 2]) takes 4 values, but the input gives (6,)",
     ),
+    (one({"dense": [2, 4], "join": "sum"}), "one entry is one layer, this one names dense and join"),
+    (one({"name": "fc1"}), "layer_1: the object is empty"),
+    ({"layers": [{"dense": [2, 4]}, {"shift": [3]}]}, "layer_2 (shift [3]) takes (3,), but layer_1"),
+    (one({"chain": []}), "layer_1 (chain): expected a list of at least one layer"),
+    ({"preset": "potential", "sizes": [2, 8, 3]}, "option 'sizes': a potential is one number"),
+    ({"preset": "potential", "sizes": [2, 8, 1], "activation": "relu"}, "'relu' is not smooth"),
+    ({"preset": "potential", "sizes": [2, 1], "activation": {"elu": 0.5}}, "'elu' is not smooth"),
+    ({"preset": "deeponet", "branch": [9, 4], "trunk": [2, 3]}, "branch [9, 4] gives (4,) and trunk [2, 3]"),
+    (
+        {"preset": "deeponet", "branch": [9, 4], "trunk": [2, 4], "outputs": 3},
+        "preset deeponet: outputs 3 must divide the last size of branch and trunk, 4",
+    ),
+    ({"preset": "deeponet", "branch": [9, 4]}, "option 'trunk' is missing"),
     ({"preset": "mlpp"}, "unknown preset 'mlpp'; did you mean 'mlp'?"),
     ({"preset": ["mlp"]}, "a preset is named by a string"),
     ({"preset": "mlp"}, "preset mlp: option 'sizes' is missing"),
@@ -173,7 +186,7 @@ def test_the_digest_is_the_meaning_and_not_the_spelling():
 def test_sizes_left_open_are_checked_when_data_arrive():
     layers = [{"conv": [1, 2, 3]}, {"flatten": True}, {"dense": [18, 1]}]
     model = build({"layers": layers})
-    assert model.example_shape == (1, None, None)
+    assert model.input_shapes == {"x": (1, None, None)}
     params = model.initial_params()
     assert model.apply(params, {}, jnp.ones((4, 1, 5, 5), "float32"), train=False)[0].shape == (4, 1)
     with pytest.raises(Refusal) as refused:
@@ -188,5 +201,5 @@ def test_sizes_left_open_are_checked_when_data_arrive():
 def test_layers_that_keep_the_shape_leave_it_to_the_next_that_does_not():
     conv = {"conv": [3, 4, 3], "dims": 1}
     for first in ({"activation": "tanh"}, {"batchnorm": 3}, {"dropout": 0.1}):
-        assert build({"layers": [first, conv]}).example_shape == (3, None)
-    assert build({"layers": [{"batchnorm": 3}, {"activation": "tanh"}]}).example_shape == (3,)
+        assert build({"layers": [first, conv]}).input_shapes["x"] == (3, None)
+    assert build({"layers": [{"batchnorm": 3}, {"activation": "tanh"}]}).input_shapes["x"] == (3,)

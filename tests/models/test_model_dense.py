@@ -32,7 +32,7 @@ def test_names_and_shapes_are_those_of_the_design():
     }
     assert list(model.parameter_shapes)[:2] == ["layer_1.weight", "layer_1.bias"]
     assert model.state_shapes == {"layer_2.running_mean": (4,), "layer_2.running_var": (4,)}
-    assert model.example_rank == 1
+    assert len(model.input_shapes["x"]) == 1
 
 
 @both_dtypes

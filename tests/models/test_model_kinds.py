@@ -1,6 +1,7 @@
 """What holds for every kind of layer, each in one small architecture."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -16,6 +17,10 @@ from nablad_models.kinds import KINDS
 from nablad_models.presets import PRESETS
 
 README = (Path(nablad_models.__file__).parent / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+ARCHITECTURES = re.findall(r"```json\n(.*?)```", README + PAGE, re.DOTALL) + re.findall(
+    r"`(\{\"(?:preset|layers|inputs)\": .*?\})`", README + PAGE
+)
 IMAGE = [2, 6, 6]
 
 # kind: (architecture, the shape of one example)
@@ -41,15 +46,23 @@ EXAMPLES = {
     "transpose": ([{"transpose": [1, 0], "activation": "tanh"}], [4, 3]),
     "dropout": ([{"dropout": 0.5, "activation": "tanh"}], [3]),
     "activation": ([{"activation": "mish"}], [3]),
+    "shift": ([{"activation": "tanh"}, {"shift": [3]}], [3]),
+    "join": (
+        [{"dense": [3, 3]}, {"join": "product", "from": ["layer_1", "x"], "activation": "tanh"}],
+        [3],
+    ),
+    "chain": ([{"chain": [{"dense": [3, 2], "activation": "tanh"}, {"dense": [2, 3]}]}], [3]),
     "residual": ([{"residual": [{"dense": [3, 3], "activation": "tanh"}]}], [3]),
     "parallel": ([{"parallel": [[{"dense": [3, 2]}], [{"siren": [3, 2]}]]}], [3]),
 }
 PRESET_EXAMPLES = {
-    "mlp": ({"sizes": [2, 8, 8, 1]}, (2,), (1,)),
-    "siren": ({"sizes": [2, 8, 8, 1]}, (2,), (1,)),
-    "fourier_mlp": ({"sizes": [2, 8, 1], "features": 4}, (2,), (1,)),
-    "resnet_small": ({"channels": 3, "classes": 5, "width": 4, "blocks": 1}, (3, 16, 12), (5,)),
-    "transformer_small": ({"vocabulary": 7, "length": 6, "size": 8, "heads": 2, "depth": 1}, (5,), (5, 7)),
+    "mlp": ({"sizes": [2, 8, 8, 1]}, [(2,)], (1,)),
+    "siren": ({"sizes": [2, 8, 8, 1]}, [(2,)], (1,)),
+    "fourier_mlp": ({"sizes": [2, 8, 1], "features": 4}, [(2,)], (1,)),
+    "potential": ({"sizes": [2, 8, 1]}, [(2,)], ()),
+    "deeponet": ({"branch": [9, 8, 6], "trunk": [2, 8, 6], "outputs": 3}, [(9,), (2,)], (3,)),
+    "resnet_small": ({"channels": 3, "classes": 5, "width": 4, "blocks": 1}, [(3, 16, 12)], (5,)),
+    "transformer_small": ({"vocabulary": 7, "length": 6, "size": 8, "heads": 2, "depth": 1}, [(5,)], (5, 7)),
 }
 
 
@@ -148,21 +161,27 @@ def test_the_normal_form_builds_the_same_model(kind):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_architectures(preset):
-    options, shape, answer = PRESET_EXAMPLES[preset]
+    options, shapes, answer = PRESET_EXAMPLES[preset]
     model = build({"preset": preset, **options})
     assert model == build(PRESETS[preset].make(**options))
     assert model == build(model.architecture)
     params, state = model.initial_params(), model.initial_state()
     check_params(model, params)
     check_state(model, state)
-    x = jax.ShapeDtypeStruct((2, *shape), "int32" if preset == "transformer_small" else "float32")
+    dtype = "int32" if preset == "transformer_small" else "float32"
+    inputs = [jax.ShapeDtypeStruct((2, *shape), dtype) for shape in shapes]
     for train in (False, True):
         y, new = jax.eval_shape(
-            lambda p, s, x, train=train: model.apply(p, s, x, train=train), params, state, x
+            lambda p, s, x, train=train: model.apply(p, s, *x, train=train), params, state, inputs
         )
         assert y.shape == (2, *answer)
         assert y.dtype == "float32"
         assert {name: leaf.shape for name, leaf in new.items()} == model.state_shapes
+
+
+@pytest.mark.parametrize("text", ARCHITECTURES)
+def test_architectures_on_the_pages_are_built(text):
+    assert build(json.loads(text)).parameter_shapes
 
 
 def test_activations_in_the_readme_are_all():

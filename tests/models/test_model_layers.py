@@ -20,10 +20,9 @@ def run(layers, x, params=None, state=None, dtype="float64", **call):
     state = state or model.initial_state()
     x = np.asarray(x, dtype if np.issubdtype(np.asarray(x).dtype, np.floating) else None)
     y, _ = jax.jit(lambda p, s, x: model.apply(p, s, x, **{"train": False, **call}))(params, state, x)
-    assert y.shape[x.ndim - model.example_rank :] == tuple(
-        size if size is not None else y.shape[x.ndim - model.example_rank :][axis]
-        for axis, size in enumerate(model.output_shape)
-    )
+    answer = y.shape[x.ndim - len(model.input_shapes["x"]) :]
+    assert len(answer) == len(model.output_shapes)
+    assert all(size in (None, got) for size, got in zip(model.output_shapes, answer, strict=True))
     return np.asarray(y), params
 
 

@@ -207,6 +207,44 @@ def test_a_hosted_model_is_described(http: httpx.Client, own: str) -> None:
     assert described in http.get("/v1/models").json()["models"]
 
 
+def test_a_card_says_what_a_call_needs_to_know(http: httpx.Client, own: str) -> None:
+    card = host(http, own, {"layers": [{"activation": "tanh"}], "input": [None, 3]})
+    assert (card["source"], card["inputs"], card["loaded"]) == ("layers", {"x": [None, 3]}, True)
+    assert card["derivative_order"] is None
+    assert http.get("/v1/models").json()["failed"] == []
+    assert http.get("/health/ready").json()["failed_models"] == 0
+
+
+def test_without_a_repository_there_is_nothing_to_load_from(http: httpx.Client, own: str) -> None:
+    host(http, own)
+    for action in ("load", "unload"):
+        refused = http.post(f"/v1/models/{own}/{action}")
+        assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
+        assert "--repository DIR" in refused.json()["detail"]
+
+
+def test_parameters_may_have_the_names_of_a_pytorch_state_dict(http: httpx.Client, own: str) -> None:
+    """With the buffers among them, resident or for one call."""
+    architecture = {"layers": [{"dense": [1, 1]}, {"batchnorm": 1}]}
+    torch: dict[str, Any] = {"0.weight": [[2.0]], "0.bias": [1.0], "1.weight": [1.0], "1.bias": [0.5]}
+    torch |= {"1.running_mean": [3.0], "1.running_var": [1.0 - 1e-5], "1.num_batches_tracked": 7}
+    host(http, own, architecture, params=torch)
+    resident = http.get(f"/v1/models/{own}/params").json()
+    assert resident["params"]["layer_2.bias"] == [0.5]
+    assert resident["state"]["layer_2.running_mean"] == [3.0]
+    asked = {"inputs": {"x": [1.0]}}
+    np.testing.assert_allclose(evaluate(http, "model(x)", models={"model": own}, **asked), [0.5], atol=1e-6)
+    other = {**torch, "1.running_mean": [2.0]}
+    binding = {"model": {"name": own, "params": other}}
+    np.testing.assert_allclose(evaluate(http, "model(x)", models=binding, **asked), [1.5], rtol=1e-5)
+    assert http.put(f"/v1/models/{own}/params", json={"params": other}).is_success
+    assert http.get(f"/v1/models/{own}/params").json()["state"]["layer_2.running_mean"] == [2.0]
+    del torch["1.bias"]
+    refused = http.put(f"/v1/models/{own}/params", json={"params": torch}).json()
+    assert refused["code"] == "invalid_params"
+    assert "1.bias" in refused["detail"]
+
+
 def test_the_description_builds_the_same_model_again(http: httpx.Client, own: str) -> None:
     first = host(http, own)
     assert host(http, own, first["architecture"]) == first
@@ -614,7 +652,7 @@ def test_the_openapi_document_describes_every_body_and_refusal(http: httpx.Clien
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             assert operation["summary"], path
-            if method in ("post", "put"):
+            if method in ("post", "put") and not path.endswith("load"):
                 assert set(operation["requestBody"]["content"]) == {JSON, MSGPACK}, path
                 assert "4XX" in operation["responses"], path
     assert {"GradientRequest", "EvaluateRequest", "ModelRequest", "Problem"} <= set(

@@ -17,7 +17,12 @@ from nablad_service.engine.derivatives import Choice
 from nablad_service.engine.diagnosis import Diagnosis
 from nablad_service.engine.environment import Meaning
 from nablad_service.engine.evaluation import Evaluation
-from nablad_service.engine.modes import NoForwardMode, no_forward_mode, no_reverse_mode
+from nablad_service.engine.modes import (
+    NoForwardMode,
+    need_no_pushed_rule,
+    no_forward_mode,
+    no_reverse_mode,
+)
 from nablad_service.engine.objective import loss_value, named_value, objective, result_of
 from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.plan import Plan, plan_of
@@ -175,7 +180,9 @@ class Engine:
 
     def _traced(self, query: Query, choices: Choices) -> tuple[Evaluation, Any]:
         def work(evaluation: Evaluation) -> tuple[Evaluation, Any]:
-            return evaluation, jax.jit(objective(evaluation, query.signature)).trace(arguments(query))
+            computation = jax.jit(objective(evaluation, query.signature)).trace(arguments(query))
+            need_no_pushed_rule(computation.jaxpr)
+            return evaluation, computation
 
         return self._in_some_mode(query, work, choices)
 
@@ -221,9 +228,11 @@ class Engine:
 
         def work(evaluation: Evaluation) -> Any:
             gradients, value = objective(evaluation, signature), loss_value(evaluation, signature)
-            return jax.jit(differences.checker(gradients, value, signature)).lower(arguments(query))
+            computation = jax.jit(differences.checker(gradients, value, signature)).trace(arguments(query))
+            need_no_pushed_rule(computation.jaxpr)
+            return computation
 
-        compiled = self._in_some_mode(query, work).compile()
+        compiled = self._in_some_mode(query, work).lower().compile()
         return lambda: differences.report(jax.device_get(compiled(arguments(query))))
 
     def _evaluation(self, query: Query, choices: Choices, *, reverse_only: bool = False) -> Evaluation:

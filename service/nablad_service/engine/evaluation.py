@@ -16,7 +16,7 @@ from nablad_service.engine.derivatives import Choice, Differentiation, Shapes
 from nablad_service.engine.environment import Environment, Learned, Meaning
 from nablad_service.engine.indexing import carried, check_index, common_length, leaf_of, mapped_axes
 from nablad_service.engine.model_calls import model_call
-from nablad_service.engine.modes import NoForwardMode, no_forward_mode, no_reverse_mode, pushes_a_reverse_rule
+from nablad_service.engine.modes import NoForwardMode, need_no_pushed_rule, no_forward_mode, no_reverse_mode
 from nablad_service.engine.operators import TABLE
 from nablad_service.engine.registered import registered_call
 from nablad_service.engine.values import Value, arrays_in, show
@@ -278,8 +278,7 @@ class Evaluation:
         """Trace the value once: its shape, and whether examples mix where the operator needs to know."""
         row = derivatives.TABLE[node.operator]
         closed, y = jax.make_jaxpr(function, return_shape=True)(x)
-        if pushes_a_reverse_rule(closed):
-            raise NoForwardMode("a rule for reverse mode cannot be pushed forward")
+        need_no_pushed_rule(closed)
         if not jnp.issubdtype(y.dtype, jnp.floating):
             raise Refusal("wrong_dtype", f"a value of {y.dtype} has no derivative")
         shapes = Shapes(_spec(x), _spec(y), tuple(_spec(vector) for vector in vectors))

@@ -35,6 +35,7 @@ def no_reverse_mode(error: BaseException) -> bool:
     return isinstance(error, ValueError) and "Reverse-mode differentiation does not work" in str(error)
 
 
-def pushes_a_reverse_rule(closed: ClosedJaxpr) -> bool:
-    """Whether a traced computation holds a tangent pushed through a `custom_vjp`."""
-    return any(equation.primitive.name == PUSHED for equation in equations(closed))
+def need_no_pushed_rule(closed: ClosedJaxpr) -> None:
+    """Raise `NoForwardMode` where a traced computation holds a tangent pushed through a `custom_vjp`."""
+    if any(equation.primitive.name == PUSHED for equation in equations(closed)):
+        raise NoForwardMode("can't apply forward-mode autodiff (jvp) to a function with a reverse rule")

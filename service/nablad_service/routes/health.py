@@ -23,5 +23,11 @@ async def ready(request: Request) -> JSONResponse:
     if not getattr(state, "ready", False):
         return JSONResponse({"status": "not ready"}, 503)
     queue = state.pipeline.scheduler.statistics()
-    body = {"status": "ready", "device": state.device, "queue": queue.waiting_or_running}
+    body = {
+        "status": "ready",
+        "device": state.device,
+        "queue": queue.waiting_or_running,
+        # No reason to withhold calls: the other models are served.
+        "failed_models": len(state.pipeline.models.failed()),
+    }
     return JSONResponse(body)

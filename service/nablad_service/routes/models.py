@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from nablad.arrays import encode_tree
-from nablad.messages import ModelRequest, ParamsRequest, decode_arrays
+from nablad.messages import ModelInfo, ModelRequest, ParamsRequest, decode_arrays
 from nablad_service.hosting import HostedModel
 from nablad_service.pipeline import decode
 from nablad_service.routes.bodies import answer_format, document, pipeline, read_body
@@ -20,40 +20,59 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 @router.get("", summary="All hosted models")
 async def all_models(request: Request) -> Response:
-    """Every hosted model: architecture, shapes, number of parameters, version."""
+    """Every hosted model, described, and what could not be loaded, with the reasons."""
     store = pipeline(request).models
-    described = [store.get(name).info().model_dump() for name in store.names()]
-    return document({"models": described}, answer_format(request)[0])
+    described = {
+        "models": [card.model_dump() for card in store.cards()],
+        "failed": [failure.model_dump() for failure in store.failed()],
+    }
+    return document(described, answer_format(request)[0])
 
 
 @router.get("/{name}", summary="One model")
 async def one_model(request: Request, name: str) -> Response:
-    """Architecture, shapes, number of parameters, version."""
-    hosted = pipeline(request).models.get(name)
-    return document(hosted.info().model_dump(), answer_format(request)[0])
+    """Where it comes from, its inputs, shapes, number of parameters, version."""
+    card = pipeline(request).models.card(name)
+    return document(card.model_dump(), answer_format(request)[0])
 
 
-@router.put("/{name}", openapi_extra=takes(ModelRequest), summary="Host an architecture")
+@router.put("/{name}", openapi_extra=takes(ModelRequest), summary="Host a model")
 async def put_model(request: Request, name: str) -> Response:
-    """Host an architecture under a name, in place of what had that name."""
+    """Host an architecture or a StableHLO artifact under a name, in place of what had that name."""
     body = await read_body(request)
     store = pipeline(request).models
 
-    def work() -> HostedModel:
+    def work() -> ModelInfo:
         wanted = decode(body, ModelRequest)
         params = decode_arrays(wanted.params, "params.") if wanted.params is not None else None
         state = decode_arrays(wanted.state, "state.") if wanted.state is not None else None
-        return store.put(name, wanted.architecture, params, state, wanted.seed)
+        return store.put(
+            name, wanted.architecture, params, state, wanted.seed, stablehlo=wanted.stablehlo
+        ).info()
 
-    hosted = await asyncio.to_thread(work)
-    return document(hosted.info().model_dump(), body.answer)
+    card = await asyncio.to_thread(work)
+    return document(card.model_dump(), body.answer)
 
 
 @router.delete("/{name}", status_code=204, summary="Stop hosting a model")
 async def delete_model(request: Request, name: str) -> Response:
-    """Remove the model and its resident parameters."""
-    pipeline(request).models.delete(name)
+    """Remove the model and its parameters, from memory and from the repository."""
+    await asyncio.to_thread(pipeline(request).models.delete, name)
     return Response(status_code=204)
+
+
+@router.post("/{name}/load", summary="Read a model from the repository")
+async def load_model(request: Request, name: str) -> Response:
+    """Read a model's folder: one that was unloaded, repaired, or put there while the server ran."""
+    card = await asyncio.to_thread(pipeline(request).models.load, name)
+    return document(card.model_dump(), answer_format(request)[0])
+
+
+@router.post("/{name}/unload", summary="Let go of a model's memory")
+async def unload_model(request: Request, name: str) -> Response:
+    """Take a model out of memory; the repository keeps it, and `load` brings it back."""
+    card = await asyncio.to_thread(pipeline(request).models.unload, name)
+    return document(card.model_dump(), answer_format(request)[0])
 
 
 @router.get("/{name}/params", summary="Resident parameters")

@@ -1,0 +1,122 @@
+"""The fastest variant of a program, found beside the calls that use it.
+
+A program that is called again and again is worth a few compilations: its variants are costed, the hopeful
+ones compiled on a thread of their own while the default serves, and timed in turn on the device, each run a
+short piece of work among the others'. The winner takes the default's place. Programs that are called a few
+times never pay for this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from nablad_service.engine.engine import Engine, Executable
+from nablad_service.engine.planner import worth_timing
+from nablad_service.learned_plans import LearnedPlan, LearnedPlans, Timed
+from nablad_service.query import Query, Signature
+from nablad_service.scheduler import Scheduler
+
+log = logging.getLogger("nablad")
+
+ROUNDS = 3
+"""Runs of each variant, in turn, so that what else the machine does meets all of them alike."""
+CLEARLY = 0.95
+"""Share of the default's time that a variant must stay under to take its place: less is noise."""
+
+
+class Tuner:
+    """Counts calls, and tunes a program once it has been called often enough. Lives on one event loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        scheduler: Scheduler,
+        learned: LearnedPlans,
+        replace: Callable[[Signature, Executable], None],
+        *,
+        after_calls: int,
+    ) -> None:
+        self._engine = engine
+        self._scheduler = scheduler
+        self._learned = learned
+        self._replace = replace
+        self._after_calls = after_calls
+        self._calls: Counter[Signature] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tune")
+
+    def called(self, query: Query) -> None:
+        """Take note of a call; may begin to tune its program."""
+        signature = query.signature
+        if not self._after_calls or signature.nesting != "auto" or self._learned.get(signature):
+            return
+        self._calls[signature] += 1
+        if self._calls[signature] == self._after_calls:
+            task = asyncio.create_task(self._tune(query))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _tune(self, query: Query) -> None:
+        try:
+            await self.tune(query)
+        except Exception:
+            # The default serves; a program that cannot be tuned is no failure of a call.
+            log.exception("a program could not be tuned")
+
+    async def tune(self, query: Query) -> LearnedPlan:
+        """Cost, compile and time the variants of a program, and let the fastest one run from now on."""
+        loop = asyncio.get_running_loop()
+        variants = await loop.run_in_executor(self._thread, self._engine.variants, query)
+        kept = worth_timing(variants, None)
+        compiled: dict[int, Executable] = {}
+        for index in kept if len(kept) > 1 else []:
+            compiled[index] = await loop.run_in_executor(
+                self._thread, self._compile, query, dict(variants[index].choices)
+            )
+        times: dict[int, list[float]] = {index: [] for index in compiled}
+        for turn in range(ROUNDS + 1):
+            for index, executable in compiled.items():
+                finished = await self._scheduler.run(partial(_timed, executable, query))
+                if turn:  # the first run of each is warming up
+                    times[index].append(finished.result)
+        medians = {index: statistics.median(runs) for index, runs in times.items()}
+        chosen = min(medians, key=medians.__getitem__, default=0)
+        if 0 in medians and medians[chosen] > CLEARLY * medians[0]:
+            chosen = 0
+        plan = LearnedPlan(
+            self._learned.key(query.signature),
+            query.signature.text,
+            self._engine.device(),
+            tuple(
+                Timed(one.choices, one.cost.flops, one.cost.peak_bytes, medians.get(index))
+                for index, one in enumerate(variants)
+            ),
+            chosen,
+        )
+        self._learned.put(plan)
+        if chosen:
+            self._replace(query.signature, compiled[chosen])
+        return plan
+
+    def _compile(self, query: Query, choices: dict[int, str]) -> Executable:
+        return self._engine.compile(self._engine.trace(query, choices))
+
+    def close(self) -> None:
+        """Stop tuning; what is being compiled is dropped."""
+        for task in self._tasks:
+            task.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _timed(executable: Executable, query: Query) -> float:
+    """Milliseconds of one run, the answer on the host."""
+    started = time.perf_counter()
+    executable.run(query)
+    return (time.perf_counter() - started) * 1e3
