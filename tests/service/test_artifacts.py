@@ -119,3 +119,12 @@ def test_an_artifact_is_kept_beside_its_parameters(tmp_path: Path, artifact: byt
         (failure,) = client.failed_models()
         assert failure.name == "torn"
         assert failure.reason.startswith("half.stablehlo: ")
+
+
+def test_an_artifact_that_keeps_examples_apart_takes_per_example_operators(
+    client: nablad.Client, artifact: bytes
+) -> None:
+    client.create_model("apart", stablehlo=artifact, params=PARAMS)
+    result = client.evaluate("batched_jacobian(model(x), x)", inputs={"x": X}, model="apart").result
+    u = np.tanh(X @ PARAMS["w"] + PARAMS["b"])
+    np.testing.assert_allclose(result, (1 - u**2)[:, :, None] * PARAMS["w"].T, rtol=1e-5)

@@ -197,6 +197,17 @@ def _matrix(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
     return MIXED if carried or axis >= _aval(equation.invars[0]).ndim - 2 else axis
 
 
+def _artifact(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
+    """An exported model keeps apart what lies along its batch axis, where its examination found that it does."""
+    artifact = equation.params["artifact"]
+    signature = artifact.orders[equation.params["order"]]
+    along_batch = all(
+        axis == FIXED or (axis == 0 and batched)
+        for axis, batched in zip(inputs, signature.batched_operands, strict=True)
+    )
+    return 0 if artifact.keeps_examples_apart and all(signature.batched_answers) and along_batch else MIXED
+
+
 RULES: dict[str, Callable[[JaxprEqn, list[Axis]], Axis]] = {
     "broadcast_in_dim": _broadcast,
     "transpose": _transpose,
@@ -223,6 +234,7 @@ RULES: dict[str, Callable[[JaxprEqn, list[Axis]], Axis]] = {
     "reduce_window_min": _select_and_window,
     "cholesky": _matrix,
     "triangular_solve": _matrix,
+    "stablehlo_model": _artifact,
     **dict.fromkeys(
         (
             "reduce_sum",
