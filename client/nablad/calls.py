@@ -27,7 +27,8 @@ from nablad.tracing import trace
 T = TypeVar("T")
 Format: TypeAlias = Literal["msgpack", "json"]
 Loss: TypeAlias = "str | Callable[..., Any]"
-Inputs: TypeAlias = "Mapping[str, ArrayLike | Mapping[str, ArrayLike]]"
+# Arrays, numbers, lists, or mappings of them; a dict literal of several kinds is typed as one of objects.
+Inputs: TypeAlias = "Mapping[str, object]"
 Terms: TypeAlias = "Sequence[str] | Mapping[str, float]"
 Models: TypeAlias = "Mapping[str, str | Mapping[str, Any]]"
 Tree: TypeAlias = "Mapping[str, ArrayLike]"

@@ -55,7 +55,8 @@ class GradientResult:
     def __repr__(self) -> str:
         gradients = ", ".join(f"{key}: {_shape(value)}" for key, value in self.gradients.items())
         total = sum(v for k, v in self.timing.model_dump().items() if k.endswith("_ms"))
-        return f"<GradientResult value={self.value:.7g} gradients={{{gradients}}} in {total:.1f} ms>"
+        notes = _notes(self.plan, self.non_finite)
+        return f"<GradientResult value={self.value:.7g} gradients={{{gradients}}} in {total:.1f} ms{notes}>"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class EvaluateResult:
         return self.outputs["result"]
 
     def __repr__(self) -> str:
-        return f"<EvaluateResult {', '.join(f'{k}: {_shape(v)}' for k, v in self.outputs.items())}>"
+        outputs = ", ".join(f"{name}: {_shape(value)}" for name, value in self.outputs.items())
+        return f"<EvaluateResult {outputs}{_notes(self.plan, self.non_finite)}>"
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,14 @@ class Params:
     params: Arrays
     state: Arrays
     version: str
+
+
+def _notes(plan: Plan, non_finite: NonFinite | None) -> str:
+    """What nobody should miss who only looks at a result."""
+    notes = [f"caution, line {one['line']}: {one['message']}" for one in plan.cautions]
+    if non_finite is not None:
+        notes.append(f"not finite: {non_finite}")
+    return "".join(f"; {note}" for note in notes)
 
 
 def _shape(value: Any) -> str:

@@ -30,6 +30,10 @@ APART: dict[str, Callable[[Any], Any]] = {
     "its own jvp": lambda x: jax.jvp(lambda x: jnp.cos(x @ W), (x,), (jnp.ones_like(x),))[1],
     "remat": jax.checkpoint(lambda x: jnp.tanh(x @ W)),
     "where": lambda x: jnp.where(x > 0, x, 0.1 * x),
+    "taken columns": lambda x: jnp.take(x, jnp.array([2, 0, 1]), axis=1),
+    "a loop": lambda x: jax.lax.fori_loop(0, 3, lambda i, c: jnp.sin(c @ W) + x, x),
+    "a loop that collects": lambda x: jax.lax.scan(lambda c, _: (c * x, c), x, None, length=3)[1].sum(0),
+    "a loop over features": lambda x: jax.lax.scan(lambda c, v: (c + v**2, c), 0 * x[:, 0], x.T)[1].T,
     "batched solve": lambda x: jnp.linalg.cholesky(x[:, :, None] * x[:, None, :] + 9 * jnp.eye(3))[:, 2],
 }
 MIXING: dict[str, Callable[[Any], Any]] = {
@@ -40,6 +44,12 @@ MIXING: dict[str, Callable[[Any], Any]] = {
     "running sum": lambda x: jnp.cumsum(x, axis=0),
     "pairs of examples": lambda x: (x @ x.T) @ x,
     "a matrix over the batch": lambda x: jnp.asarray(rng(4, 4)) @ x,
+    "taken examples": lambda x: jnp.take(x, jnp.array([2, 3, 0, 1]), axis=0),
+    "a loop that mixes": lambda x: jax.lax.fori_loop(0, 3, lambda i, c: c - c.mean(0), x),
+    "a loop over examples": lambda x: jax.lax.scan(lambda c, v: (c + v, c + v), 0 * x[0], x)[1],
+    "a loop that mixes late": lambda x: jax.lax.scan(
+        lambda c, _: ((c[1], c[1].sum(0) + c[0]), None), (x, x), None, length=2
+    )[0][0],
     "sorted": lambda x: jnp.sort(x, axis=0),
     "a factor from all examples": lambda x: x * jax.nn.logsumexp(x),
     "transposed and reshaped": lambda x: x.T.reshape(4, 3),

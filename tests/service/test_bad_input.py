@@ -156,7 +156,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "derivative with two variables": ("«grad(sum(x), x, x)»", "arity", "3 are given"),
     "hvp without a vector": ("«hvp(sum(x), x)»", "arity", "'v'"),
     "d without a variable": ("«d(x)»", "arity", "d(u, *x)"),
-    "def with too few": ("def f(a, b):\n    return a\nsum(«f(x)»)", "arity", "f(a, b)", "1 are given"),
+    "def with too few": ("def f(a, b):\n    return a\nsum(«f(x)»)", "arity", "f(a, b)", "1 is given"),
     "def with too many": ("def f(a):\n    return a\nsum(«f(x, x)»)", "arity", "f(a)", "2 are given"),
     "def with an unknown keyword": ("def f(a):\n    return a\nsum(«f(x, b=x)»)", "arity", "'b'"),
     "def with one argument twice": (

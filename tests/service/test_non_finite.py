@@ -50,3 +50,11 @@ def test_solving_with_a_singular_matrix_is_pointed_at(client: nablad.Client) -> 
     assert result.non_finite.where is not None
     assert result.non_finite.where.text == "solve(a, b)"
     assert "singular" in result.non_finite.message
+
+
+def test_the_repr_of_a_result_shows_what_nobody_should_miss(client: nablad.Client) -> None:
+    result = client.gradient(PROGRAM, inputs={"x": np.zeros(3)}, wrt=["x"])
+    assert "caution, line 2" in repr(result)
+    assert "not finite: line 2" in repr(result)
+    column = client.evaluate("mean((x[:, None] - x)**2)", inputs={"x": np.ones(3)})
+    assert "broadcast to a square" in repr(column)

@@ -47,12 +47,14 @@ def _through(equation: JaxprEqn, inputs: list[Axis]) -> list[Axis]:
     count = len(equation.outvars)
     if all(axis == FIXED for axis in inputs):
         return [FIXED] * count
+    name = equation.primitive.name
     if MIXED in inputs:
         return [MIXED] * count
-    name = equation.primitive.name
     if name in CALLS:
         inner = equation.params[CALLS[name]]
         return _walk(getattr(inner, "jaxpr", inner), inputs)
+    if name == "scan":
+        return _scan(equation, inputs)
     rule = RULES.get(name)
     if rule is not None:
         return [rule(equation, inputs)] * count
@@ -198,7 +200,7 @@ def _matrix(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
 
 
 def _artifact(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
-    """An exported model keeps apart what lies along its batch axis, where its examination found that it does."""
+    """An exported model keeps examples apart along its batch axis where its examination found so."""
     artifact = equation.params["artifact"]
     signature = artifact.orders[equation.params["order"]]
     along_batch = all(
@@ -206,6 +208,39 @@ def _artifact(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
         for axis, batched in zip(inputs, signature.batched_operands, strict=True)
     )
     return 0 if artifact.keeps_examples_apart and all(signature.batched_answers) and along_batch else MIXED
+
+
+def _gather(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
+    """Positions taken along other axes, the examples' axis taken whole."""
+    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    axis, gone = inputs[0], (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    whole = axis >= 0 and sizes[axis] == _aval(equation.invars[0]).shape[axis]
+    if inputs[1] != FIXED or not whole or axis in gone or axis in numbers.start_index_map:
+        return MIXED
+    return int(numbers.offset_dims[axis - sum(other < axis for other in gone)])
+
+
+def _scan(equation: JaxprEqn, inputs: list[Axis]) -> list[Axis]:
+    """A loop keeps examples apart where its body does, run after run."""
+    params = equation.params
+    body, consts, carries = params["jaxpr"].jaxpr, params["num_consts"], params["num_carry"]
+    # The loop goes over the first axis of what it is given along; examples there meet in the carry.
+    along = [
+        FIXED if axis == FIXED else axis - 1 if axis > 0 else MIXED for axis in inputs[consts + carries :]
+    ]
+    carried = inputs[consts : consts + carries]
+    while True:
+        after = _walk(body, [*inputs[:consts], *carried, *along])
+        joined = [_either(one, other) for one, other in zip(carried, after, strict=False)]
+        if joined == carried:
+            return [*carried, *(axis if axis < 0 else axis + 1 for axis in after[carries:])]
+        carried = joined
+
+
+def _either(one: Axis, other: Axis) -> Axis:
+    if FIXED in (one, other):
+        return max(one, other) if MIXED not in (one, other) else MIXED
+    return one if one == other else MIXED
 
 
 RULES: dict[str, Callable[[JaxprEqn, list[Axis]], Axis]] = {
@@ -234,6 +269,7 @@ RULES: dict[str, Callable[[JaxprEqn, list[Axis]], Axis]] = {
     "reduce_window_min": _select_and_window,
     "cholesky": _matrix,
     "triangular_solve": _matrix,
+    "gather": _gather,
     "stablehlo_model": _artifact,
     **dict.fromkeys(
         (

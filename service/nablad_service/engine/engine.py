@@ -126,7 +126,7 @@ class Engine:
         program = parse(
             signature.text,
             inputs=[name for name, _ in signature.inputs],
-            models=[model.name for model in signature.models],
+            models={model.name: [leaf for leaf, _ in model.params] for model in signature.models},
             operators=self.signatures,
             limits=self.limits,
         )

@@ -14,6 +14,7 @@ from nablad.problems import Refusal
 from nablad_service.engine import cautions, coupling, derivatives, values
 from nablad_service.engine.derivatives import Choice, Differentiation, Shapes
 from nablad_service.engine.environment import Environment, Learned, Meaning
+from nablad_service.engine.flattening import BY_COORDINATES, Flat
 from nablad_service.engine.indexing import carried, check_index, common_length, leaf_of, mapped_axes
 from nablad_service.engine.model_calls import model_call
 from nablad_service.engine.modes import NoForwardMode, need_no_pushed_rule, no_forward_mode, no_reverse_mode
@@ -220,6 +221,7 @@ class Evaluation:
     def derivative(self, node: graph.Derivative, environment: Environment) -> Value:
         row = derivatives.TABLE[node.operator]
         x = self._variable(node, environment)
+        flat = Flat.of(x) if isinstance(x, dict) and node.operator in BY_COORDINATES else None
         captured = {index: environment.values[index] for index in node.captured}
 
         if node.leaf is not None:
@@ -227,16 +229,19 @@ class Evaluation:
             captured[node.wrt] = environment.values[node.wrt]
 
         def function(x: Value, captured: Mapping[int, Value]) -> Value:
-            at = x
+            at = x if flat is None else flat.unravel(x)
             if node.leaf is not None:
                 at = captured[node.wrt].copy()
                 at[node.leaf] = x
             inner = environment.child({**captured, node.wrt: at})
             for index in node.path:
                 inner.values[index] = self.value(index, inner)
-            return values.array(inner.values[node.value], "the value that is differentiated")
+            y = inner.values[node.value] if flat is None else flat.value(inner.values[node.value])
+            return values.array(y, "the value that is differentiated")
 
         vectors = tuple(_as_arrays(environment.values[index]) for index in node.vectors)
+        if flat is not None:
+            x, vectors = flat.x, tuple(flat.probes(vector) for vector in vectors)
         learned = self.learned.get(node.index)
         if learned is None:
             learned = self._learn(node, lambda x: function(x, captured), x, vectors, environment.examples)

@@ -50,7 +50,9 @@ def check_index(operand: jax.Array, entries: list[Any]) -> None:
         elif not isinstance(entry, slice):
             whole = values.is_array(entry) and jnp.issubdtype(entry.dtype, jnp.integer)
             if not whole:
-                raise Refusal("wrong_kind", f"an index is a whole number, a slice or None, not {show(entry)}")
+                hint = "; take(x, [0, 2], axis=0) picks several" if isinstance(entry, tuple) else ""
+                detail = f"an index is a whole number, a slice or None, not {show(entry)}{hint}"
+                raise Refusal("wrong_kind", detail)
         at += 1
 
 

@@ -239,7 +239,8 @@ def _inline(
         bound[keyword] = value
     if len(arguments) > len(names) or len(bound) < len(names):
         given = len(arguments) + len(keywords)
-        detail = f"{name}({', '.join(names)}) takes {len(names)} arguments, {given} are given"
+        takes = f"{len(names)} argument{'s' * (len(names) != 1)}"
+        detail = f"{name}({', '.join(names)}) takes {takes}, {given} {'is' if given == 1 else 'are'} given"
         lowering.refuse("arity", detail, span)
     outer = lowering.frame
     if statement in outer.active:
@@ -286,6 +287,9 @@ def _loop(lowering: Lowering, operator: str, arguments: list[int | Callable], sp
     function = arguments.pop(position)
     if isinstance(function, int):
         detail = f"the body of {operator} is a def: {lowering.operators[operator].text}"
+        lowering.refuse("wrong_kind", detail, span)
+    if isinstance(function, Operator) and lowering.operators[function.name].family in ("derivative", "loop"):
+        detail = f"{operator} cannot run {function.name} itself; give it a def that uses {function.name}"
         lowering.refuse("wrong_kind", detail, span)
     values = _values(lowering, arguments, span)
     body = _body(lowering, function, 2, span)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from nablad_service.language.graph import Apply, Constant, Index, Node, Unpack
+from nablad_service.language.graph import Apply, Constant, Identity, Index, Node, Unpack
 
 # These read the shape of an array only, never its entries: nothing flows through them.
 SHAPE_ONLY = frozenset({"shape", "zeros_like", "ones_like"})
@@ -55,9 +55,9 @@ def path(
 def parent_that_flows(
     nodes: Sequence[Node], value: int, variable: int, leaves: Collection[int]
 ) -> int | None:
-    """The array that `variable` was cut out of, where `value` was computed from that array instead."""
+    """What `variable` was cut out of, or is another name of, where `value` was computed from that instead."""
     index = variable
-    while isinstance(nodes[index], Index | Unpack):
+    while isinstance(nodes[index], Index | Unpack | Identity):
         index = nodes[index].reads[0]
         if path(nodes, value, index, leaves) is not None:
             return index

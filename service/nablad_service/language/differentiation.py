@@ -103,7 +103,12 @@ def _independent(lowering: Lowering, value: int, wrt: int, name: str, span: Span
         if dependence.path(lowering.nodes, leaf, wrt, lowering.frame.leaves - {leaf}) is not None
         and dependence.path(lowering.nodes, value, leaf, lowering.frame.leaves - {leaf}) is not None
     ]
-    if parent is not None:
+    if parent is not None and isinstance(lowering.nodes[parent], graph.Parameters):
+        detail += (
+            f": '{name}' is a variable of its own; differentiate with respect to the parameters where they "
+            'are, model.params or model.params["..."], or compute the value from it: model(x, params=...)'
+        )
+    elif parent is not None:
         detail += (
             f": it was computed from the array that '{name}' was taken out of; compute it from '{name}' "
             f"itself, for example model(stack([{name}, ...]))"
@@ -114,5 +119,5 @@ def _independent(lowering: Lowering, value: int, wrt: int, name: str, span: Span
             f"the argument, or use '{name}' in the def directly"
         )
     else:
-        detail += "; 0*x or stop_gradient(x) give zeros where zeros are meant"
+        detail += f"; compute it from '{name}' (0*{name} or stop_gradient({name}) where zeros are meant)"
     lowering.refuse("independent", detail, span, name=name)

@@ -40,7 +40,7 @@ def parse(
     text: str,
     *,
     inputs: Collection[str],
-    models: Collection[str],
+    models: Mapping[str, Collection[str]],
     operators: Mapping[str, OperatorSignature],
     limits: Limits | None = None,
 ) -> graph.Program:
@@ -49,7 +49,7 @@ def parse(
     Args:
         text: the program, in the language of `docs/language.md`.
         inputs: names of the request's inputs.
-        models: names of the request's models.
+        models: the request's models by name, each with the names of its parameters.
         operators: the operator table, by name and alias.
         limits: bounds on the size of the program.
 
@@ -77,6 +77,7 @@ class Lowering:
         self.costs: list[int] = []
         self.total_cost = 0
         self.parameters: dict[str, int] = {}
+        self.leaves: Mapping[str, Collection[str]] = {}
         self.frame = Frame()
 
     # -- nodes
@@ -102,8 +103,11 @@ class Lowering:
 
     # -- the program
 
-    def program(self, module: ast.Module, inputs: Collection[str], models: Collection[str]) -> graph.Program:
+    def program(
+        self, module: ast.Module, inputs: Collection[str], models: Mapping[str, Collection[str]]
+    ) -> graph.Program:
         """Lower a whole program."""
+        self.leaves = models
         for name in inputs:
             if name in models:
                 raise Refusal("invalid_request", f"'{name}' names both an input and a model")
@@ -311,5 +315,13 @@ class Lowering:
             ):
                 meaning = scope.find(name)
                 if isinstance(meaning, Model):
+                    self.check_leaf(meaning.name, leaf, Span.of(node))
                     return self.parameters[meaning.name], leaf
         return None
+
+    def check_leaf(self, model: str, leaf: str, span: Span) -> None:
+        """Refuse a parameter that the model does not have."""
+        leaves = self.leaves[model]
+        if leaf not in leaves:
+            hint = nearest(leaf, leaves) or f"; it has {', '.join(list(leaves)[:12]) or 'none'}"
+            self.refuse("unknown_name", f"'{model}' has no parameter '{leaf[:60]}'{hint}", span)

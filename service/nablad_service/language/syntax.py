@@ -54,6 +54,8 @@ def read(text: str, limits: Limits) -> ast.Module:
     """
     if len(text.encode(errors="replace")) > limits.text_bytes:
         raise refusal("limit", f"the program is longer than {limits.text_bytes} bytes", text)
+    if "\0" in text:
+        raise refusal("syntax", "a program is text: it holds no null bytes", text, _span_at(text, "\0"))
     try:
         text.encode()
         module = ast.parse(text)
@@ -70,8 +72,16 @@ def read(text: str, limits: Limits) -> ast.Module:
     return module
 
 
+def _span_at(text: str, letter: str) -> Span:
+    before = text[: text.index(letter)]
+    lines = re.split("\r\n|\r|\n", before)
+    start = len(lines[-1].encode(errors="replace"))
+    return Span(len(lines), start, len(lines), start + 1)
+
+
 def _syntax_error(text: str, error: SyntaxError) -> tuple[str, str, Span | None]:
-    message = (error.msg or "invalid syntax").split(" (")[0]
+    # The parser's advice ("Maybe you meant ':='") is about Python, and may lead out of the language.
+    message = re.split(r" \(|\. (?:Maybe|Perhaps) |, perhaps |; use ", error.msg or "invalid syntax")[0]
     message = next((better for said, better in BETTER_SAID.items() if said in message), message)
     lines = re.split("\r\n|\r|\n", text)  # as the parser splits them; str.splitlines knows more ends
     if not error.lineno or not 0 < error.lineno <= len(lines):

@@ -63,7 +63,7 @@ def _number(symbol: str, compute: Callable[[Any, Any], Any], a: Any, b: Any) -> 
     except OverflowError:
         result = math.inf
     if isinstance(result, complex):
-        raise Refusal("wrong_dtype", f"{a}**{b} is not a real number")
+        raise Refusal("wrong_dtype", f"({a})**{b} is not a real number")
     if isinstance(result, int) and abs(result) >= LARGEST:
         raise Refusal("number_too_large", f"{a} {symbol} {b} is beyond 2**63; write one of them as a float")
     if isinstance(result, float) and not math.isfinite(result):

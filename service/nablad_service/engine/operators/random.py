@@ -7,6 +7,7 @@ draw unless the seed is mapped too.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -22,28 +23,30 @@ Sampler = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
 def sampler(name: str, doc: str, draw: Sampler) -> Row:
-    """A row that draws an array shaped like `like`, or of that shape; `n` of them on a new leading axis."""
+    """A row that draws an array or a tree shaped like `like`; `n` of them along a new first axis."""
 
     def apply(like: Value, n: Value = None, seed: Value = None, *, dtype: Any, key: jax.Array) -> Value:
         if seed is None:
             raise Refusal(
                 "arity", f"{name} needs a seed: {name}({'x'}, seed=0); the request's seed adds to it"
             )
-        shape = _shape(like, name)
-        if n is not None:
-            shape = (values.static_int(n, "n"), *shape)
-        return draw(jax.random.fold_in(key, _whole(seed)), shape, dtype)
+        own = jax.random.fold_in(key, _whole(seed))
+        count = () if n is None else (values.static_int(n, "n"),)
+        if isinstance(like, dict):
+            keys = dict(zip(like, jax.random.split(own, len(like)), strict=True))
+            return OrderedDict(
+                (leaf, draw(keys[leaf], (*count, *array.shape), dtype)) for leaf, array in like.items()
+            )
+        return draw(own, (*count, *_shape(like)), dtype)
 
     return row(f"{name}(like, n=None, seed=None)", doc, "random", apply, takes_dtype=True, takes_key=True)
 
 
-def _shape(like: Value, name: str) -> tuple[int, ...]:
+def _shape(like: Value) -> tuple[int, ...]:
     if isinstance(like, tuple) and all(isinstance(length, int) for length in like):
         return values.static_ints(like, "the shape")
     if isinstance(like, int):
         return (like,)
-    if isinstance(like, dict):
-        raise Refusal("wrong_kind", f"{name} draws one array; draw ravel(tree) and use unravel_like")
     return tuple(array(like).shape)
 
 
