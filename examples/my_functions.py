@@ -1,7 +1,7 @@
 """Functions for `nablad serve --models examples/my_functions.py`: programs call what is in FUNCTIONS by name.
 
-A function gets arrays, trees, and `def`s of the program, which arrive as pure JAX functions: `f(t, y)`. It gives an
-array, a tuple or a flat mapping of them. Its signature is what `GET /v1/operators` shows and calls are checked by.
+A function gets arrays, trees, and `def`s of the program, which arrive as pure JAX functions: `f(t, y)`.
+It gives an array, a tuple or a flat mapping of them. Its signature is what calls are checked by.
 """
 
 from __future__ import annotations

@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # examples/, where local_server.py is
+from local_server import local_server as local_server
+
 Tree = Mapping[str, Any]
 """Arrays by name, or such mappings by name."""
 
@@ -57,11 +60,129 @@ class Adam:
         return self.last + (self.rate - self.last) * 0.5 * (1 + float(np.cos(np.pi * share)))
 
 
+@dataclass
+class Damping:
+    """The damping of a Gauss-Newton step after Levenberg, Marquardt and Nielsen (1999)."""
+
+    mu: float = 1e-2
+    growth: float = 2.0
+
+    def accepts(self, loss: float, loss_there: float, predicted: float) -> bool:
+        """Whether to take the step that leads to `loss_there`; adapts `mu` for the next one.
+
+        `predicted` is the decrease that the linear model of the residuals promised.
+        """
+        gain = (loss - loss_there) / max(float(predicted), 1e-300)
+        if not gain > 0:
+            self.mu, self.growth = self.mu * self.growth, self.growth * 2
+            return False
+        self.mu, self.growth = max(self.mu * max(1 / 3, 1 - (2 * gain - 1) ** 3), 1e-14), 2.0
+        return True
+
+
+# --8<-- [start:gauss_newton]
+GAUSS_NEWTON = """\
+r = residuals(model.params)
+g = J.T @ r
+step = solve(J.T @ J + mu * eye(J.shape[1]), g)
+params = unravel_like(ravel(model.params) - step, model.params)
+
+loss = sum(r**2)
+loss_there = sum(residuals(params)**2)
+predicted = dot(step, mu * step + g)    # the decrease if the residuals were linear
+loss
+"""
+# --8<-- [end:gauss_newton]
+
+
+def gauss_newton(
+    client: Any,
+    program: str,
+    *,
+    model: str,
+    params: Any,
+    inputs: Callable[[], Mapping[str, Any]],
+    steps: int,
+    renew: int = 10,
+    seen: Callable[[int, Any, float], None] | None = None,
+) -> Any:
+    """Damped Gauss-Newton steps in float64, on new inputs (points, mostly) every `renew` steps.
+
+    The program defines `residuals(p)` and their Jacobian `J` at the model's parameters. `seen(step, params,
+    loss)` is called after each step.
+    """
+    params, damping, data = mapped(np.float64, params), Damping(), inputs()
+    outputs = ["loss", "params", "loss_there", "predicted"]
+    for step, show in steps_with_progress(steps):
+        given = {**data, "mu": damping.mu}
+        answer = client.evaluate(
+            program + GAUSS_NEWTON, inputs=given, outputs=outputs, model=model, params=params
+        ).outputs
+        if damping.accepts(answer["loss"], answer["loss_there"], answer["predicted"]):
+            params = answer["params"]
+        show(step, loss=answer["loss"], damping=damping.mu)
+        if seen:
+            seen(step, params, float(answer["loss"]))
+        if step % renew == 0:
+            data = inputs()
+    return params
+
+
 def mapped(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """`function` leaf by leaf over trees of one shape."""
     if isinstance(tree, Mapping):
         return {name: mapped(function, tree[name], *(other[name] for other in others)) for name in tree}
     return function(tree, *others)
+
+
+def flattened(tree: Any) -> NDArray[np.float64]:
+    """All leaves of a tree in one float64 vector, in the order of the tree."""
+    if isinstance(tree, Mapping):
+        return np.concatenate([flattened(leaf) for leaf in tree.values()])
+    return np.ravel(np.asarray(tree, np.float64))
+
+
+def unflattened(vector: NDArray[Any], like: Any) -> Any:
+    """A vector in the shape of a tree: the inverse of `flattened`."""
+    rest = iter(np.split(vector, np.cumsum(leaf_sizes(like))[:-1]))
+    return mapped(lambda leaf: next(rest).reshape(np.shape(leaf)), like)
+
+
+def leaf_sizes(tree: Any) -> list[int]:
+    """How many numbers each leaf holds."""
+    if isinstance(tree, Mapping):
+        return [size for leaf in tree.values() for size in leaf_sizes(leaf)]
+    return [int(np.size(tree))]
+
+
+def lbfgs(
+    value_and_gradients: Callable[[Any], tuple[float, Any]],
+    params: Any,
+    *,
+    steps: int,
+    seen: Callable[[int, Any, float], None] | None = None,
+) -> Any:
+    """L-BFGS with SciPy's line search, in float64, from these parameters: `steps` steps at most.
+
+    `seen(step, params, value)` is called after each step.
+    """
+    from scipy.optimize import minimize
+
+    def asked(vector: NDArray[Any]) -> tuple[float, NDArray[Any]]:
+        value, gradients = value_and_gradients(unflattened(vector, params))
+        return value, flattened({name: gradients[name] for name in params})
+
+    count = 0
+
+    def after(intermediate_result: Any) -> None:
+        nonlocal count
+        count += 1
+        if seen:
+            seen(count, unflattened(intermediate_result.x, params), float(intermediate_result.fun))
+
+    options = {"maxiter": steps, "maxfun": 2 * steps + 20, "maxcor": 50, "ftol": 0.0, "gtol": 0.0}
+    found = minimize(asked, flattened(params), jac=True, method="L-BFGS-B", callback=after, options=options)
+    return unflattened(found.x, params)
 
 
 def arguments(description: str, *, steps: int) -> argparse.Namespace:
@@ -94,11 +215,16 @@ def figure(out: Path, name: str) -> Any:
         sys.exit("the picture needs matplotlib: pip install 'nablad[gallery]'")
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from PIL import Image
 
     def save(drawn: Any) -> None:
         out.mkdir(parents=True, exist_ok=True)
         drawn.tight_layout()
-        drawn.savefig(out / f"{name}.png", dpi=110)
-        print(f"picture in {out / f'{name}.png'}")
+        path = out / f"{name}.png"
+        drawn.savefig(path, dpi=110)
+        with Image.open(path) as picture:  # 256 colours are a third of the bytes
+            small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        small.save(path, optimize=True)
+        print(f"picture in {path}")
 
     return pyplot, save
