@@ -18,6 +18,7 @@ from nablad.errors import (
     ServiceError,
     Unavailable,
 )
+from nablad.plans import PlanReport
 from nablad.results import CheckResult, EvaluateResult, GradientResult, Params, Plan
 from nablad.tracing import TraceError, trace
 from nablad.tracing.operators import (
@@ -70,6 +71,7 @@ __all__ = [
     "NotFound",
     "Params",
     "Plan",
+    "PlanReport",
     "ProgramError",
     "RequestError",
     "ServerError",

@@ -20,6 +20,7 @@ from nablad._version import __version__
 from nablad.arrays import Encoding, decode_tree, encode_array
 from nablad.errors import ConnectionFailed, InvalidAnswer
 from nablad.messages import FailedModel, ModelInfo, NonFinite, OperatorInfo, Timing
+from nablad.plans import PlanReport
 from nablad.problems import Problem, Refusal
 from nablad.results import Checked, CheckResult, EvaluateResult, GradientResult, Params, Plan
 from nablad.tracing import trace
@@ -174,6 +175,11 @@ class Calls:
         body = self._question("loss", loss, question)
         return self._call("POST", "/v1/check", {**body, "terms": _terms(terms), **asked}, _check)
 
+    def plan(self, program: Loss, question: Question, **asked: Any) -> Call[PlanReport]:
+        """`POST /v1/plan`, of a gradient where `wrt` is given."""
+        body = self._question("loss" if "wrt" in asked else "program", program, question)
+        return self._call("POST", "/v1/plan", {**body, **asked}, PlanReport.read)
+
     def evaluate(self, program: Loss, question: Question, **asked: Any) -> Call[EvaluateResult]:
         """`POST /v1/evaluate`."""
         body = self._question("program", program, question)
@@ -207,6 +213,7 @@ class Calls:
             "models": models,
             "inputs": {name: _input(value, self._encoding) for name, value in inputs.items()},
             "nesting": question.nesting,
+            "strategies": dict(question.strategies or {}),
             "seed": question.seed,
             "deadline_ms": question.deadline_ms,
         }
@@ -233,6 +240,7 @@ class Question:
     nesting: str = "auto"
     seed: int = 0
     deadline_ms: float | None = None
+    strategies: Mapping[str, str] | None = None
 
     def bindings(self, encoding: Encoding) -> dict[str, Any]:
         """`models` of the request: `model="net"` binds the hosted model `net` to the name `model`."""

@@ -23,6 +23,7 @@ from nablad.calls import (
     no_answer,
 )
 from nablad.messages import FailedModel, ModelInfo, OperatorInfo
+from nablad.plans import PlanReport
 from nablad.results import CheckResult, EvaluateResult, GradientResult, Params
 from nablad.tracing.operators import Estimate
 
@@ -131,6 +132,7 @@ class Client:
         outputs: Sequence[str] = (),
         mode: str | None = None,
         nesting: str = "auto",
+        strategies: Mapping[str, str] | None = None,
         seed: int = 0,
         deadline_ms: float | None = None,
     ) -> GradientResult:
@@ -152,6 +154,8 @@ class Client:
             mode: `"eval"` (default) or `"train"`, for batch normalisation.
             nesting: how inner gradients are differentiated: `"auto"`, `"reverse_over_reverse"` or
                 `"forward_over_reverse"`. All agree to rounding.
+            strategies: strategies pinned by operator, `{"laplacian": "forward_over_reverse"}`; `plan` lists
+                what there is.
             seed: seed of the program's random operators.
             deadline_ms: give up after this many milliseconds.
 
@@ -161,7 +165,8 @@ class Client:
             NotFound: no such model or version.
             ConnectionFailed: the server does not answer.
         """
-        question = Question(inputs, model, models, params, state, mode, nesting, seed, deadline_ms)
+        settings = mode, nesting, seed, deadline_ms, strategies
+        question = Question(inputs, model, models, params, state, *settings)
         asked: dict[str, Any] = {"wrt": list(wrt), "terms": terms, "outputs": list(outputs)}
         asked["term_gradients"] = term_gradients
         return self._send(self._calls.gradient(loss, question, **asked))
@@ -186,6 +191,28 @@ class Client:
         question = Question(inputs, model, models, params, state, mode, nesting, seed, deadline_ms)
         asked = {"wrt": list(wrt), "terms": terms}
         return self._send(self._calls.check(loss, question, **asked))
+
+    def plan(
+        self,
+        program: Loss,
+        *,
+        inputs: Inputs,
+        model: str | None = None,
+        models: Models | None = None,
+        params: Tree | Mapping[str, Tree] | None = None,
+        wrt: Sequence[str] | None = ("params",),
+        mode: str | None = None,
+        nesting: str = "auto",
+        strategies: Mapping[str, str] | None = None,
+    ) -> PlanReport:
+        """What would run and why: each derivative, its candidates and their costs; `print` draws it.
+
+        Nothing is compiled. `wrt=None` plans an evaluation without an outer gradient.
+        """
+        settings = mode, nesting, 0, None, strategies
+        question = Question(inputs, model, models, params, None, *settings)
+        asked = {"wrt": list(wrt)} if wrt is not None else {}
+        return self._send(self._calls.plan(program, question, **asked))
 
     def evaluate(
         self,

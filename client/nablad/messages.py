@@ -77,6 +77,11 @@ class Question(Message):
         description="Arrays, numbers or parameter-shaped trees by the names the program uses.",
     )
     nesting: Nesting = Field("auto", description="How inner gradients are differentiated.")
+    strategies: dict[str, str] = Field(
+        default_factory=dict,
+        description="Strategies pinned by operator; `POST /v1/plan` lists what there is.",
+        examples=[{"laplacian": "forward_over_reverse"}],
+    )
     seed: int = Field(0, description="Seed of the program's random operators.")
     deadline_ms: float | None = Field(
         None, gt=0, description="Give up with 504 after this many milliseconds."

@@ -20,12 +20,14 @@ from nablad_service.engine.registered import registered_as
 from nablad_service.hosting import ModelStore
 from nablad_service.hosting.python_models import python_models
 from nablad_service.hosting.repository import Repository
+from nablad_service.learned_plans import LearnedPlans
 from nablad_service.pipeline import Pipeline
 from nablad_service.programs import Programs
 from nablad_service.routes import health, models, operators, programs, shortcuts
 from nablad_service.routes.schema import openapi
 from nablad_service.scheduler import Scheduler
 from nablad_service.settings import Settings
+from nablad_service.tuning import Tuner
 
 log = logging.getLogger("nablad")
 
@@ -58,14 +60,19 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
             max_artifact_bytes=settings.max_artifact_bytes,
         )
         scheduler = Scheduler(settings.max_queue)
-        compiled = Programs(engine, limit=settings.max_programs, threads=settings.compile_threads)
+        plans = Path(settings.cache) / "plans" if settings.cache else None
+        learned = LearnedPlans(plans, f"nablad {__version__}, {engine.platform()}")
+        compiled = Programs(engine, learned, limit=settings.max_programs, threads=settings.compile_threads)
+        tuner = Tuner(engine, scheduler, learned, compiled.replace, after_calls=settings.tune_after_calls)
         app.state.settings = settings
-        app.state.pipeline = Pipeline(store, compiled, scheduler)
+        app.state.pipeline = Pipeline(store, compiled, scheduler, tuner)
+        app.state.learned = learned
         app.state.engine = engine
         app.state.device = engine.device()
         app.state.ready = True
         yield
         app.state.ready = False
+        tuner.close()
         compiled.close()
         scheduler.close()
         if kept is not None:

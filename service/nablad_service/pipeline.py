@@ -22,10 +22,12 @@ from nablad.problems import Refusal
 from nablad_service.engine.engine import Executable
 from nablad_service.faults import first_fault
 from nablad_service.hosting import ModelStore
+from nablad_service.planning import plan_document
 from nablad_service.programs import Programs
 from nablad_service.query import Query
 from nablad_service.scheduler import Finished, Scheduler
 from nablad_service.shortcuts import evaluation
+from nablad_service.tuning import Tuner
 from nablad_service.validation import evaluate_query, gradient_query
 
 T = TypeVar("T")
@@ -64,10 +66,11 @@ log = logging.getLogger("nablad")
 class Pipeline:
     """What all calls share: the models, the compiled programs and the device's queue."""
 
-    def __init__(self, models: ModelStore, programs: Programs, scheduler: Scheduler) -> None:
+    def __init__(self, models: ModelStore, programs: Programs, scheduler: Scheduler, tuner: Tuner) -> None:
         self.models = models
         self.programs = programs
         self.scheduler = scheduler
+        self.tuner = tuner
 
     async def gradient(self, body: Body) -> Answer:
         """`POST /v1/gradient`."""
@@ -105,6 +108,21 @@ class Pipeline:
 
         return await self._finish(query, body, decoded, work)
 
+    async def plan(self, body: Body) -> dict[str, Any]:
+        """`POST /v1/plan`: the body of a gradient, or of an evaluation; compiles and runs nothing."""
+
+        def read() -> Query:
+            structure = wire.decode_body(body.data, body.media)
+            if isinstance(structure, Mapping) and "program" in structure:
+                return evaluate_query(validated(structure, EvaluateRequest), self.models.get)
+            return gradient_query(validated(structure, GradientRequest), self.models.get)
+
+        query, _ = await _timed(body, read)
+        # Asked once: what is learned meanwhile would not fit the plan.
+        learned = self.programs.learned.get(query.signature)
+        traced = await self.programs.traced(query, learned)
+        return plan_document(traced, await self.programs.variants(query), learned)
+
     async def _answer(self, body: Body, read: Callable[[], Query]) -> Answer:
         query, decoded = await _timed(body, read)
 
@@ -116,6 +134,7 @@ class Pipeline:
                 detail = f"the answer has {executable.answer_bytes / 1e6:.0f} MB, too much for nested lists"
                 raise Refusal("limit", f"{detail}; accept {wire.MSGPACK} or {wire.JSON}; arrays=base64")
             finished = await self.scheduler.run(lambda: executable.run(query))
+            self.tuner.called(query)
             result = _sections(finished.result, executable)
             if not result.pop("finite"):
                 result["non_finite"] = await self._non_finite(query)
@@ -176,7 +195,15 @@ def decode(body: Body, kind: type[MessageT]) -> MessageT:
     Raises:
         Refusal: `malformed_body` or `invalid_request`, naming the member at fault.
     """
-    structure = wire.decode_body(body.data, body.media)
+    return validated(wire.decode_body(body.data, body.media), kind)
+
+
+def validated(structure: Any, kind: type[MessageT]) -> MessageT:
+    """A decoded structure as a message.
+
+    Raises:
+        Refusal: `invalid_request`, naming the member at fault.
+    """
     try:
         return kind.model_validate(structure)
     except ValidationError as error:

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from nablad_service.engine.diagnosis import Diagnosis
-from nablad_service.engine.engine import Engine, Executable
+from nablad_service.engine.engine import Engine, Executable, Traced
+from nablad_service.engine.planner import Variant
+from nablad_service.learned_plans import LearnedPlan, LearnedPlans
 from nablad_service.query import Query, Signature
 
 DIAGNOSES = 16
@@ -19,8 +21,9 @@ DIAGNOSES = 16
 class Programs:
     """A cache of executables, least recently used first out. Lives on one event loop."""
 
-    def __init__(self, engine: Engine, *, limit: int, threads: int) -> None:
+    def __init__(self, engine: Engine, learned: LearnedPlans, *, limit: int, threads: int) -> None:
         self._engine = engine
+        self.learned = learned
         self._limit = limit
         # Checked apart from compiling: a mistake is answered at once, whatever else compiles.
         self._checkers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="check")
@@ -49,9 +52,25 @@ class Programs:
         return await asyncio.shield(compiling), True
 
     async def _compile(self, query: Query) -> Executable:
+        traced = await self.traced(query, self.learned.get(query.signature))
         loop = asyncio.get_running_loop()
-        traced = await loop.run_in_executor(self._checkers, self._engine.trace, query)
         return await loop.run_in_executor(self._compilers, self._engine.compile, traced)
+
+    def replace(self, signature: Signature, executable: Executable) -> None:
+        """Let a program that is kept run as `executable` from now on."""
+        if signature in self._ready:
+            self._ready[signature] = executable
+
+    async def variants(self, query: Query) -> list[Variant]:
+        """The ways to compute a program, with their costs; compiles nothing."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._checkers, self._engine.variants, query)
+
+    async def traced(self, query: Query, learned: LearnedPlan | None) -> Traced:
+        """The plan that a program runs by, and the computation that follows it; compiles nothing."""
+        loop = asyncio.get_running_loop()
+        choices = learned.choices if learned else {}
+        return await loop.run_in_executor(self._checkers, self._engine.trace, query, choices)
 
     async def diagnosis(self, query: Query) -> Diagnosis:
         """The program of a query compiled so that it reports where it stops being finite."""

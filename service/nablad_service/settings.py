@@ -36,6 +36,14 @@ class Settings(BaseSettings):
     max_artifact_bytes: int = Field(
         64 * MEBIBYTE, gt=0, description="Largest StableHLO artifact that is hosted."
     )
+    tune_after_calls: int = Field(
+        50,
+        ge=0,
+        description="Calls of a program before its variants are compiled and timed beside them; 0 for never.",
+    )
+    cache: str | None = Field(
+        None, description="Folder that keeps what timing taught of programs; without it, memory does."
+    )
     compile_threads: int = Field(1, gt=0, description="Programs compiled at the same time.")
     drain_seconds: float = Field(20.0, ge=0, description="How long a stopping server finishes its calls.")
     text_bytes: int = Field(Limits.text_bytes, gt=0, description="Longest program.")

@@ -113,7 +113,8 @@ def _query(
         terms=terms,
         weighted=bool(weights),
         outputs=outputs,
-        nesting="auto" if request.nesting == "default" else request.nesting,
+        nesting=request.nesting,
+        strategies=tuple(sorted(request.strategies.items())),
         dtype=dtype,
         term_gradients=term_gradients,
     )

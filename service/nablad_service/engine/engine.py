@@ -31,6 +31,7 @@ from nablad_service.engine.registered import Registered, registered_as
 from nablad_service.engine.values import in_words
 from nablad_service.engine.watching import Record
 from nablad_service.language import Limits, Program, graph, parse
+from nablad_service.language.places import nearest
 from nablad_service.language.signatures import OperatorSignature
 from nablad_service.query import Query, Signature, Variable, arguments
 
@@ -117,6 +118,10 @@ class Engine:
         device = jax.devices()[0]
         return f"{device.platform} ({device.device_kind})"
 
+    def platform(self) -> str:
+        """What measured times depend on: the device and JAX's version."""
+        return f"jax {jax.__version__} on {self.device()}"
+
     def parse(self, signature: Signature) -> Program:
         """The program of a signature, its names resolved and its inputs all used.
 
@@ -135,6 +140,7 @@ class Engine:
         for name in (*signature.terms, *signature.outputs):
             named_value(program, name)
         _check_inputs(program)
+        _check_strategies(program, signature)
         if signature.kind == "gradient":
             targets = [named_value(program, name) for name in signature.terms]
             if not signature.weighted:
@@ -267,13 +273,31 @@ def in_reverse(program: Program, index: int) -> str:
     return derivatives.TABLE[node.operator].in_reverse
 
 
+def _check_strategies(program: Program, signature: Signature) -> None:
+    """Refuse pinned strategies that nothing in the program can follow."""
+    used = {node.operator for node in program.nodes if isinstance(node, graph.Derivative)}
+    for operator, strategy in signature.strategies:
+        row = derivatives.TABLE.get(operator)
+        if row is None:
+            hint = nearest(operator, derivatives.TABLE) or f"; there are {', '.join(derivatives.TABLE)}"
+            raise Refusal("strategy", f"no derivative operator is called '{operator}'{hint}")
+        if strategy not in row.strategies:
+            hint = nearest(strategy, row.strategies) or f"; it has {', '.join(row.strategies)}"
+            raise Refusal("strategy", f"{operator} has no strategy '{strategy}'{hint}")
+        if operator not in used:
+            known = f"it has {', '.join(sorted(used))}" if used else "it has no inner derivatives"
+            detail = f"a strategy is pinned for {operator}, which the program does not use; {known}"
+            raise Refusal("strategy", detail)
+
+
 def _check_inputs(program: Program) -> None:
     read = {index for node in program.nodes for index in node.reads} | {program.result}
     read |= {node.wrt for node in program.nodes if isinstance(node, graph.Derivative)}
     unused = [name for name, index in program.inputs.items() if index not in read]
     if unused:
         names = ", ".join(f"'{name}'" for name in unused)
-        raise Refusal("extra_input", f"the program does not use the input {names}; leave it out")
+        detail = f"the program does not use the input {names}; leave it out (a def counts where it is called)"
+        raise Refusal("extra_input", detail)
 
 
 def _check_reaches(program: Program, variable: Variable, targets: list[int]) -> None:

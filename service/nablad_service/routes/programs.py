@@ -1,4 +1,4 @@
-"""`POST /v1/gradient`, `/v1/evaluate` and `/v1/check`."""
+"""`POST /v1/gradient`, `/v1/evaluate`, `/v1/plan` and `/v1/check`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from nablad.messages import CheckRequest, EvaluateRequest, GradientRequest
-from nablad_service.routes.bodies import pipeline, read_body, respond
+from nablad_service.routes.bodies import answer_format, document, pipeline, read_body, respond
 from nablad_service.routes.schema import takes
 
 router = APIRouter(prefix="/v1", tags=["programs"])
@@ -22,6 +22,23 @@ async def gradient(request: Request) -> Response:
 async def evaluate(request: Request) -> Response:
     """Named values of a program, without an outer gradient: a Jacobian, a trace, a prediction."""
     return respond(await pipeline(request).evaluate(await read_body(request)))
+
+
+@router.post("/plan", openapi_extra=takes(GradientRequest), summary="What would run, and why")
+async def plan(request: Request) -> Response:
+    """The strategy of each inner derivative, its candidates and what they cost; compiles and runs nothing.
+
+    Takes the body of `/v1/gradient`, or that of `/v1/evaluate` with its `program`.
+    """
+    body = await read_body(request)
+    return document(await pipeline(request).plan(body), body.answer)
+
+
+@router.get("/plans", summary="What timing has taught")
+async def plans(request: Request) -> Response:
+    """Programs whose variants were timed, with the one that was chosen."""
+    learned = [plan.document() for plan in request.app.state.learned.all()]
+    return document({"plans": learned}, answer_format(request)[0])
 
 
 @router.post("/check", openapi_extra=takes(CheckRequest), summary="Gradients against finite differences")

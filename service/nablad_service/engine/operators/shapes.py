@@ -34,7 +34,8 @@ def transpose(x: Value, axes: Value = None) -> Value:
 def _arrays(items: Value, name: str) -> list[Any]:
     if isinstance(items, tuple) and items:
         return [array(item, f"an argument of {name}") for item in items]
-    raise Refusal("wrong_kind", f"{name} takes a list of arrays, {name}([a, b]), not {show(items)}")
+    hint = "; reshape(x, (-1, ...)) joins the first axes of one array" if values.is_array(items) else ""
+    raise Refusal("wrong_kind", f"{name} takes a list of arrays, {name}([a, b]), not {show(items)}{hint}")
 
 
 def stack(arrays: Value, axis: Value = 0) -> Value:

@@ -1,0 +1,58 @@
+"""`nablad plan`: what would run and why, drawn as a tree."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from nablad.client import Client
+from nablad.command_line.common import Waiting, add_url
+from nablad.command_line.gradient import read_input, read_program, split
+
+
+def add_command(commands: Any) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "plan",
+        help="how a loss would be computed, and why",
+        description="Draw the strategies of each inner derivative of a loss with their costs; runs nothing.",
+        epilog='example: nablad plan --model net --loss "sum(grad(sum(model(x)), x)**2)" --input x=x.npy',
+    )
+    parser.add_argument("--loss", required=True, metavar="FILE_OR_TEXT", help="the program")
+    parser.add_argument("--model", metavar="NAME", help="hosted model, bound to the name 'model'")
+    parser.add_argument(
+        "--bind", action="append", default=[], metavar="NAME=MODEL", help="bind one of several models"
+    )
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=FILE_OR_NUMBER",
+        help=".npy, .npz (a tree of arrays) or a number",
+    )
+    parser.add_argument("--wrt", action="append", metavar="NAME", help="repeatable (default: params)")
+    parser.add_argument("--evaluate", action="store_true", help="plan an evaluation, without outer gradient")
+    parser.add_argument("--mode", choices=("eval", "train"))
+    parser.add_argument("--nesting", default="auto", help="auto, default, or one nesting for all")
+    parser.add_argument(
+        "--strategy", action="append", default=[], metavar="OPERATOR=STRATEGY", help="pin one; repeatable"
+    )
+    add_url(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask and draw."""
+    with Client(arguments.url) as client, Waiting("waiting for the server"):
+        report = client.plan(
+            read_program(arguments.loss),
+            inputs={name: read_input(value) for name, value in map(split, arguments.input)},
+            model=arguments.model,
+            models=dict(map(split, arguments.bind)) or None,
+            wrt=None if arguments.evaluate else arguments.wrt or ["params"],
+            mode=arguments.mode,
+            nesting=arguments.nesting,
+            strategies=dict(map(split, arguments.strategy)),
+        )
+    print(report)
+    return 0
