@@ -144,7 +144,7 @@ def _map(operands: Sequence[Any], axes: Sequence[Any], *, artifact: Artifact, or
             for x, batch, moves in zip(operands, has_batch, mapped, strict=True)
         ]
         folded = [
-            y.reshape(runs, -1, *y.shape[1:]) if batch else None
+            y.reshape(runs, y.shape[0] // runs, *y.shape[1:]) if batch else None
             for y, batch in zip(bind(*given), answers_batch, strict=True)
         ]
         if all(answers_batch):
