@@ -25,6 +25,8 @@ from nablad_service.scheduler import Scheduler
 
 log = logging.getLogger("nablad")
 
+MOST_COUNTED = 4096
+"""Programs whose calls are counted; a server that sees more begins to count anew."""
 ROUNDS = 3
 """Runs of each variant, in turn, so that what else the machine does meets all of them alike."""
 CLEARLY = 0.95
@@ -57,6 +59,8 @@ class Tuner:
         signature = query.signature
         if not self._after_calls or signature.nesting != "auto" or self._learned.get(signature):
             return
+        if len(self._calls) >= MOST_COUNTED:
+            self._calls.clear()
         self._calls[signature] += 1
         if self._calls[signature] == self._after_calls:
             task = asyncio.create_task(self._tune(query))
