@@ -110,9 +110,22 @@ class Evaluation:
         if row.takes_key:
             keywords["key"] = environment.key
         result = row.apply(*arguments, **keywords)
+        if self._too_narrow(result):
+            # JAX makes float32 of int32 and of truth values, whatever the floats of the program are.
+            result = row.apply(*(self._floating(argument) for argument in arguments), **keywords)
         if caution := cautions.of_shapes(node, arguments):
             self.cautions[node.index] = caution
         return values.in_float_type(self.meaning.dtype, result)
+
+    def _too_narrow(self, result: Value) -> bool:
+        """Whether floats were made that have fewer digits than the program's."""
+        width = jnp.dtype(self.meaning.dtype).itemsize
+        return any(values.is_float(leaf) and leaf.dtype.itemsize < width for leaf in jax.tree.leaves(result))
+
+    def _floating(self, argument: Value) -> Value:
+        if isinstance(argument, tuple):
+            return tuple(self._floating(item) for item in argument)
+        return argument.astype(self.meaning.dtype) if values.is_array(argument) else argument
 
     def check_size(self, shape: tuple[int, ...], dtype: Any, examples: int) -> None:
         """Refuse an array that is larger than the server allows, before anyone makes it."""
@@ -237,7 +250,7 @@ class Evaluation:
             for index in node.path:
                 inner.values[index] = self.value(index, inner)
             y = inner.values[node.value] if flat is None else flat.value(inner.values[node.value])
-            return values.array(y, "the value that is differentiated")
+            return y if isinstance(y, dict) and row.of_trees else values.array(y, "what is differentiated")
 
         vectors = tuple(_as_arrays(environment.values[index]) for index in node.vectors)
         if flat is not None:
@@ -284,11 +297,12 @@ class Evaluation:
         row = derivatives.TABLE[node.operator]
         closed, y = jax.make_jaxpr(function, return_shape=True)(x)
         need_no_pushed_rule(closed)
-        if not jnp.issubdtype(y.dtype, jnp.floating):
-            raise Refusal("wrong_dtype", f"a value of {y.dtype} has no derivative")
+        dtype = jax.tree.leaves(y)[0].dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise Refusal("wrong_dtype", f"a value of {dtype} has no derivative")
         shapes = Shapes(_spec(x), _spec(y), tuple(_spec(vector) for vector in vectors))
         row.check(shapes)
-        self.check_size(row.result_shape(shapes), y.dtype, examples)
+        self.check_size(row.result_shape(shapes), dtype, examples)
         for x_axis, y_axis in row.independent_axes(shapes):
             if not coupling.keeps_examples_apart(closed, x_axis, y_axis):
                 detail = (
@@ -299,9 +313,19 @@ class Evaluation:
                 raise Refusal("couples_examples", detail)
         if caution := cautions.of_derivative(self.meaning.program, node, shapes, closed, self.kinks):
             self.cautions[node.index] = caution
-        return Learned(shapes, self._choice(node, row, shapes))
+        obstacles = {name: row.obstacle(name, shapes, closed) for name in row.strategies}
+        choice = self._choice(node, row, shapes, obstacles)
+        apply = () if self.meaning.reverse_only else row.strategies
+        others = (name for name in apply if name != choice.strategy and obstacles[name] is None)
+        return Learned(shapes, replace(choice, others=tuple(others)))
 
-    def _choice(self, node: graph.Derivative, row: derivatives.DerivativeRow, shapes: Shapes) -> Choice:
+    def _choice(
+        self,
+        node: graph.Derivative,
+        row: derivatives.DerivativeRow,
+        shapes: Shapes,
+        obstacles: Mapping[str, str | None],
+    ) -> Choice:
         """What the caller pinned, else what the planner chose, else the static rule."""
         meaning = self.meaning
         pinned = meaning.strategies.get(node.operator)
@@ -314,8 +338,13 @@ class Evaluation:
                 raise Refusal("strategy", detail)
             return Choice(row.in_reverse, "something in the program has no forward mode")
         if pinned is not None:
+            if why := obstacles[pinned]:
+                apply = ", ".join(name for name, obstacle in obstacles.items() if obstacle is None)
+                found = f"the strategy '{pinned}' of {node.operator} does not apply: {why}"
+                raise Refusal("strategy", f"{found}; these do: {apply}")
             return Choice(pinned, "asked for")
-        if planned := meaning.choices.get(node.index):
+        planned = meaning.choices.get(node.index)
+        if planned is not None and obstacles[planned] is None:
             return Choice(planned, "fastest when timed")
         if meaning.nesting in row.strategies:
             return Choice(meaning.nesting, "asked for")

@@ -28,7 +28,7 @@ def reverse(problem: Differentiation) -> Value:
     Reference: J. Townsend, A new trick for calculating Jacobian vector products (2017).
     """
     y, pull = jax.vjp(problem.at, problem.x)
-    _, push = jax.vjp(lambda u: pull(u)[0], jnp.zeros_like(y))
+    _, push = jax.vjp(lambda u: pull(u)[0], jax.tree.map(jnp.zeros_like, y))
     (pushed_forward,) = push(like(problem.vectors[0], problem.x))
     return pushed_forward
 
@@ -51,4 +51,5 @@ ROW = DerivativeRow(
     {"forward": forward, "reverse": reverse},
     lambda shapes: Choice("forward", "one forward pass"),
     "reverse",
+    of_trees=True,
 )

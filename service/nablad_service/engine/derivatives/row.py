@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
 
 from nablad.problems import Refusal
 from nablad_service.engine.values import Value, map_tree, mismatch
@@ -24,7 +25,7 @@ class Shapes:
     x: Any
     """`jax.ShapeDtypeStruct` of the variable, or a tree of them."""
     y: Any
-    """`jax.ShapeDtypeStruct` of the value."""
+    """`jax.ShapeDtypeStruct` of the value, or a tree of them where the operator takes one."""
     vectors: tuple[Any, ...]
 
     @property
@@ -35,7 +36,7 @@ class Shapes:
     @property
     def y_size(self) -> int:
         """Number of entries of the value."""
-        return math.prod(self.y.shape)
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.y))
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Differentiation:
 
 
 Strategy: TypeAlias = Callable[[Differentiation], Any]
+Obstacle: TypeAlias = Callable[[Shapes, ClosedJaxpr], str | None]
+"""Why a strategy does not apply to a derivative, from its shapes and its traced value; None where it does."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Choice:
 
     strategy: str
     reason: str
+    others: tuple[str, ...] = ()
+    """The other strategies that apply."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,10 @@ class DerivativeRow:
     """A derivative operator.
 
     `check` refuses shapes that make no sense. `choose` is the static rule: it picks a strategy from
-    shapes. `independent_axes` names the axes of the variable along which examples must not mix, by pairs
-    (axis of x, axis of y); the engine proves it from the traced computation before it trusts the operator.
+    shapes. `obstacles` say when a strategy does not apply; one without obstacle always does, and so do
+    `in_reverse` and all that `choose` may pick. `independent_axes` names the axes of the variable along which
+    examples must not mix, by pairs (axis of x, axis of y); the engine proves it from the traced computation
+    before it trusts the operator.
     """
 
     signature: OperatorSignature
@@ -84,6 +91,14 @@ class DerivativeRow:
     independent_axes: Callable[[Shapes], tuple[tuple[int, int], ...]] = lambda shapes: ()
     result_shape: Callable[[Shapes], tuple[int, ...]] = lambda shapes: ()
     """Shape of results that can be much larger than what they come from."""
+    obstacles: Mapping[str, Obstacle] = field(default_factory=dict)
+
+    def obstacle(self, strategy: str, shapes: Shapes, value: ClosedJaxpr) -> str | None:
+        """Why `strategy` does not apply; None where it does."""
+        return self.obstacles[strategy](shapes, value) if strategy in self.obstacles else None
+
+    of_trees: bool = False
+    """Whether the value may be a parameter tree: the gradient of a loss."""
 
 
 def describe(spec: Any) -> str:

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from nablad.problems import Refusal
@@ -111,9 +112,32 @@ def matmul(a: Value, b: Value) -> Value:
 
 
 def power(a: Value, b: Value) -> Value:
-    """a**b; x**2.0 is taken as x**2, whose derivatives exist at zero to any order."""
-    whole = isinstance(b, float) and b.is_integer() and jnp.issubdtype(a.dtype, jnp.floating)
-    return a ** (int(b) if whole else b)
+    """a**b. Whole powers, x**2.0 among them, have derivatives of any order at zero.
+
+    Whole arrays to whole powers that are not known to be positive are floats: 2**-1 is no whole number.
+    """
+    floats = jnp.issubdtype(jnp.result_type(a), jnp.floating)
+    if is_static(b):
+        whole = float(b).is_integer()
+        if whole and (floats or b >= 0):
+            return a ** int(b)
+        return (a if floats else jnp.asarray(a, float)) ** b
+    if jnp.issubdtype(b.dtype, jnp.floating):
+        return a**b
+    return _whole_power(jnp.asarray(a) if floats else jnp.asarray(a, float), b)
+
+
+@jax.custom_jvp
+def _whole_power(x: jax.Array, n: jax.Array) -> jax.Array:
+    """x**n for a whole array n: d/dx = n x**(n - 1) at zero too, where JAX's own rule gives NaN in time."""
+    return x**n
+
+
+@_whole_power.defjvp
+def _derivative_of_whole_power(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    (x, n), (t, _) = primals, tangents
+    # For n = 0 the factor is zero, and the power must stay finite.
+    return _whole_power(x, n), n * _whole_power(x, jnp.where(n == 0, 0, n - 1)) * t
 
 
 def prefix(symbol: str, name: str, doc: str, on_arrays: Callable[[Any], Any]) -> Row:
