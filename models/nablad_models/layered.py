@@ -136,7 +136,8 @@ def build(architecture: Mapping[str, Any]) -> Layered:
     try:
         return _build(architecture)
     except (Unreadable, DoesNotChain) as problem:
-        raise Refusal("invalid_architecture", f"{problem}.") from problem
+        end = "" if str(problem).endswith("?") else "."  # some ask: "did you mean 'dense'?"
+        raise Refusal("invalid_architecture", f"{problem}{end}") from problem
 
 
 def _build(architecture: Mapping[str, Any]) -> Layered:

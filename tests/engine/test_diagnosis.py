@@ -124,3 +124,21 @@ def test_an_evaluation_is_diagnosed_too() -> None:
     found = ENGINE.diagnose(query).run(query)
     assert found["what"] == ["outputs.result"]
     assert text(found) == "log(x)"
+
+
+MASKS = {
+    "a mask of minus infinity": "m = log(a)\np = softmax(m + x)\ns = sum(p**2)\n",
+    "an infinity that is divided away": "q = 1 / a\ns = sum(exp(-q)) + sum(x**2)\n",
+    "a branch that is not taken": "s = sum(where(a > 0, log(a), 0 * a)) + sum(x**2)\n",
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_an_infinity_that_no_result_rests_on_is_not_blamed(mask: str) -> None:
+    given = {"a": np.array([0.0, 1.0]), "x": np.ones(2), "w": np.zeros(2)}
+    found = diagnosis(MASKS[mask] + "n = sqrt(sum(w**2))\ns + n", given, wrt=["w"], terms=["s", "n"])
+    assert text(found) == "sqrt(sum(w**2))"
+    assert found["terms"] == ["n"]
+    found = diagnosis(MASKS[mask] + "n = sqrt(sum(w) - 1)\ns + n", given, wrt=["w"], terms=["s", "n"])
+    assert text(found) == "sqrt(sum(w) - 1)"
+    assert found["terms"] == ["n"]

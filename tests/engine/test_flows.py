@@ -15,6 +15,7 @@ from nablad.problems import Refusal
 from nablad_service.validation import gradient_query
 
 SMALL = {"layers": [{"dense": [2, 3], "activation": "tanh"}, {"dense": [3, 1]}]}
+TRAIN = 'u = model(p, mode="train")[0]'
 NORMED = {"layers": [{"dense": [2, 3]}, {"batchnorm": 3}]}
 X = rng(4, 2)
 
@@ -164,3 +165,42 @@ def test_a_column_that_meets_a_row_is_cautioned() -> None:
     assert caution.text == "c - r"
     assert "(4, 1)" in caution.message
     assert not gradient("mean((c[:, 0] - r)**2)", {"c": rng(4, 1), "r": rng(4)}, wrt=["c"])["plan"].cautions
+
+
+TRAINED = {
+    "dropout": {"layers": [{"dense": [2, 3], "activation": "tanh"}, {"dropout": 0.5}, {"dense": [3, 1]}]},
+    "plain": SMALL,
+}
+AROUND = {
+    "vmap": f"def f(p):\n    {TRAIN}\n    return sum({{g}}**2)\nsum(vmap(f)(x))",
+    "fori": f"def f(i, p):\n    {TRAIN}\n    return p - 0.1 * {{g}}\nsum(fori(3, f, x[0])**2)",
+}
+
+
+@pytest.mark.parametrize("g", ["grad(u, p)", "vjp(u * ones(2), p, ones(2))"])
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("kind", TRAINED)
+def test_train_mode_inside_a_map_or_a_loop_has_inner_gradients_in_every_nesting(
+    kind: str, around: str, g: str
+) -> None:
+    host(f"trained_{kind}", TRAINED[kind])
+    program = AROUND[around].format(g=g)
+    asked = {"model": f"trained_{kind}", "wrt": ["params", "x"]}
+    plain = gradient(program, {"x": X}, nesting="reverse_over_reverse", **asked)
+    for nesting in ("auto", "forward_over_reverse"):
+        found = gradient(program, {"x": X}, nesting=nesting, **asked)
+        agree(found["value"], plain["value"])
+        agree(found["gradients"]["x"], plain["gradients"]["x"])
+        agree_tree(found["gradients"]["params"], plain["gradients"]["params"])
+
+
+def test_train_mode_of_batchnorm_inside_a_map_has_inner_gradients() -> None:
+    host("trained_normed", NORMED)
+    program = (
+        'def f(b):\n    y = model(b, mode="train")\n    return sum(grad(sum(y**3), b)**2)\n'
+        "sum(vmap(f)(stack([x, x + x**2])))"
+    )
+    plain = gradient(program, {"x": X}, model="trained_normed", nesting="reverse_over_reverse")
+    found = gradient(program, {"x": X}, model="trained_normed")
+    agree(found["value"], plain["value"])
+    agree_tree(found["gradients"]["params"], plain["gradients"]["params"])

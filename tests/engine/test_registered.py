@@ -80,6 +80,8 @@ ENGINE = Engine.start(
         "table_at": table_at,
         "clumsy": clumsy,
         "guarded": guarded,
+        "twice": lambda f, a, b: (f(a), f(b)),
+        "squares": lambda p: jax.jit(lambda p: {name: leaf**2 for name, leaf in p.items()})(p),
         "counted": lambda x, n=2: jax.lax.while_loop(
             lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] * x), (0, x)
         )[1],
@@ -289,4 +291,35 @@ def test_a_solver_that_gives_up_on_these_values_says_so() -> None:
     program = "def f(t, y):\n    return -10000 * (y - sin(t))\nodeint(f, x, 1000.0)"
     with pytest.raises(Refusal, match="maximum number of solver steps") as refused:
         evaluate(program, {"x": np.ones(3)})
+    assert refused.value.code == "function_failed"
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["u = sum(x) * x\n    return d(u, x)", "return divergence(x * sum(x, axis=0, keepdims=True), x)"],
+)
+def test_a_def_that_is_called_with_several_shapes_is_checked_for_each(body: str) -> None:
+    program = f"def f(x):\n    {body}\na, b = twice(f, one, many)\nsum(b) + 0 * sum(a)"
+    one, many = (np.array(2.0), rng(3)) if "d(u" in body else (rng(1, 2), rng(5, 2))
+    evaluate(program.replace("many)", "one)"), {"one": one})
+    with pytest.raises(Refusal) as refused:
+        evaluate(program, {"one": one, "many": many})
+    assert refused.value.code == "couples_examples"
+
+
+def test_a_tree_that_comes_back_sorted_by_name_has_the_models_order() -> None:
+    p = host("registered_net", NET, seed=3)
+    program = "P = squares(model.params)\n{}"
+    request = {"inputs": {}, "models": {"model": "registered_net"}}
+    found = gradient(program.format("divergence(P, model.params)"), **request)
+    agree(found["value"], 2 * sum(leaf.sum() for leaf in p.values()), 1e-12)
+    weights = np.arange(1.0, 1 + sum(leaf.size for leaf in p.values()))
+    request["inputs"] = {"w": weights}
+    found = gradient(program.format("sum(w * ravel(P)) + 0 * norm(model.params, eps=1)"), **request)
+    agree(found["value"], weights @ np.concatenate([leaf.ravel() ** 2 for leaf in p.values()]), 1e-12)
+
+
+def test_a_value_where_a_function_is_wanted_is_said_so() -> None:
+    with pytest.raises(Refusal, match="give a def or a model") as refused:
+        evaluate("odeint(x, x, 1.0)", {"x": np.ones(2)})
     assert refused.value.code == "function_failed"

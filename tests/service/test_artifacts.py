@@ -121,10 +121,14 @@ def test_an_artifact_is_kept_beside_its_parameters(tmp_path: Path, artifact: byt
         assert failure.reason.startswith("half.stablehlo: ")
 
 
-def test_an_artifact_that_keeps_examples_apart_takes_per_example_operators(
+def test_operators_by_examples_want_a_mapped_def_over_an_artifact(
     client: nablad.Client, artifact: bytes
 ) -> None:
     client.create_model("apart", stablehlo=artifact, params=PARAMS)
-    result = client.evaluate("batched_jacobian(model(x), x)", inputs={"x": X}, model="apart").result
+    with pytest.raises(nablad.ProgramError, match="write a def") as refused:
+        client.evaluate("batched_jacobian(model(x), x)", inputs={"x": X}, model="apart")
+    assert refused.value.code == "couples_examples"
+    program = "def J(p):\n    return jacobian(model(p), p)\nvmap(J)(x)"
+    result = client.evaluate(program, inputs={"x": X}, model="apart").result
     u = np.tanh(X @ PARAMS["w"] + PARAMS["b"])
     np.testing.assert_allclose(result, (1 - u**2)[:, :, None] * PARAMS["w"].T, rtol=1e-5)

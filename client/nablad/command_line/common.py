@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 import time
@@ -13,7 +14,11 @@ from nablad.calls import DEFAULT_URL
 
 def add_url(parser: argparse.ArgumentParser) -> None:
     """The option `--url`."""
-    parser.add_argument("--url", default=DEFAULT_URL, help="where the server listens (default: %(default)s)")
+    parser.add_argument(
+        "--url",
+        default=os.environ.get("NABLAD_URL", DEFAULT_URL),
+        help="where the server listens; NABLAD_URL sets it too (default: %(default)s)",
+    )
 
 
 class Waiting:

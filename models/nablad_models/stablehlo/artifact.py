@@ -53,8 +53,6 @@ class Artifact:
     """The one float type of parameters and inputs."""
     batch: str | None = field(compare=False)
     """The name of the batch axis, None where there is none."""
-    keeps_examples_apart: bool = False
-    """Whether rows along the batch axis are known not to mix."""
 
     @property
     def order(self) -> int:

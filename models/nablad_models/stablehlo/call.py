@@ -14,7 +14,6 @@ one behind that only transposes, and that raises TypeError where forward mode is
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
@@ -118,52 +117,24 @@ mlir.register_lowering(tangent_p, _no_forward_mode)
 
 
 def _map(operands: Sequence[Any], axes: Sequence[Any], *, artifact: Artifact, order: int) -> Any:
-    """Fold the mapped axis into the batch axis where that means the same, else one call after the other.
+    """One call after the other.
 
-    Folding is right where examples are known not to mix and only operands with a batch axis are mapped.
-    Answers without one (gradients in parameters) sum over all examples: a mapped call wants one sum a run,
-    which folding would merge, so those come from calls of their own. What nobody reads of either, the
-    compiler drops.
+    Folding the mapped axis into the batch would be one call, and wrong where examples mix in the batch. What
+    an artifact mixes cannot be read from it with certainty, and a trial with numbers finds only the mixing
+    that those numbers switch on.
     """
     mapped = [axis is not None for axis in axes]
-    operands = [
-        jnp.moveaxis(x, axis, 0) if moves else x
-        for x, axis, moves in zip(operands, axes, mapped, strict=True)
+    moving = [
+        jnp.moveaxis(x, axis, 0) for x, axis, moves in zip(operands, axes, mapped, strict=True) if moves
     ]
-    runs = next(x.shape[0] for x, moves in zip(operands, mapped, strict=True) if moves)
-    has_batch, answers_batch = artifact.orders[order].batched_operands, artifact.orders[order].batched_answers
-    bind = partial(call_p.bind, artifact=artifact, order=order)
 
-    folds = artifact.keeps_examples_apart and all(
-        batch for batch, moves in zip(has_batch, mapped, strict=True) if moves
-    )
-    folded: list[Any] = [None] * len(answers_batch)
-    if folds and any(answers_batch):
-        given = [
-            _folded(x, moves, runs) if batch else x
-            for x, batch, moves in zip(operands, has_batch, mapped, strict=True)
-        ]
-        folded = [
-            y.reshape(runs, y.shape[0] // runs, *y.shape[1:]) if batch else None
-            for y, batch in zip(bind(*given), answers_batch, strict=True)
-        ]
-        if all(answers_batch):
-            return folded, [0] * len(folded)
+    def one_run(run: list[Any]) -> list[Any]:
+        each = iter(run)
+        given = (next(each) if moves else x for x, moves in zip(operands, mapped, strict=True))
+        return list(call_p.bind(*given, artifact=artifact, order=order))
 
-    def one_run(moving: list[Any]) -> list[Any]:
-        each = iter(moving)
-        answers = bind(*(next(each) if moves else x for x, moves in zip(operands, mapped, strict=True)))
-        return [y for y, known in zip(answers, folded, strict=True) if known is None]
-
-    rest = iter(jax.lax.map(one_run, [x for x, moves in zip(operands, mapped, strict=True) if moves]))
-    return [next(rest) if known is None else known for known in folded], [0] * len(folded)
-
-
-def _folded(x: Any, moves: bool, runs: int) -> Any:
-    """(runs, batch, ...) as (runs * batch, ...); an operand that all runs share is repeated."""
-    if not moves:
-        x = jnp.broadcast_to(x, (runs, *x.shape))
-    return x.reshape(math.prod(x.shape[:2]), *x.shape[2:])
+    answers = jax.lax.map(one_run, moving)
+    return answers, [0] * len(answers)
 
 
 batching.primitive_batchers[call_p] = _map

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -44,7 +43,6 @@ class ExportedModel:
                 "function": exported.fun_name,
                 "dtype": self.artifact.dtype,
                 "platforms": list(exported.platforms),
-                "keeps_examples_apart": self.artifact.keeps_examples_apart,
             }
         }
 
@@ -184,5 +182,5 @@ def load_exported(data: bytes, *, max_bytes: int, seconds: float = SECONDS) -> E
     """
     if len(data) > max_bytes:
         raise invalid(f"the artifact has {len(data)} bytes, at most {max_bytes} are taken")
-    apart = examine(bytes(data), seconds)
-    return ExportedModel(dataclasses.replace(read(bytes(data)), keeps_examples_apart=apart))
+    examine(bytes(data), seconds)
+    return ExportedModel(read(bytes(data)))

@@ -199,17 +199,6 @@ def _matrix(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
     return MIXED if carried or axis >= _aval(equation.invars[0]).ndim - 2 else axis
 
 
-def _artifact(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
-    """An exported model keeps examples apart along its batch axis where its examination found so."""
-    artifact = equation.params["artifact"]
-    signature = artifact.orders[equation.params["order"]]
-    along_batch = all(
-        axis == FIXED or (axis == 0 and batched)
-        for axis, batched in zip(inputs, signature.batched_operands, strict=True)
-    )
-    return 0 if artifact.keeps_examples_apart and all(signature.batched_answers) and along_batch else MIXED
-
-
 def _gather(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
     """Positions taken along other axes, the examples' axis taken whole."""
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
@@ -270,7 +259,6 @@ RULES: dict[str, Callable[[JaxprEqn, list[Axis]], Axis]] = {
     "cholesky": _matrix,
     "triangular_solve": _matrix,
     "gather": _gather,
-    "stablehlo_model": _artifact,
     **dict.fromkeys(
         (
             "reduce_sum",

@@ -32,8 +32,12 @@ class Diagnosis:
         found: dict[str, Any] = {"what": _what(result)}
         if given is not None:
             return {**found, "message": f"{given} is not finite as it was sent"}
-        first = _first(self.program, values)
+        results = _results(self.program, query)
+        first = _first(self.program, values, [index for index in results if index in values])
         origin = _origin(self.program, first, cotangents)
+        if origin is None and values:
+            # No cotangent tells: what is not finite on the way is the best that there is.
+            origin = first = _first(self.program, values, values)
         derivative = _derivative(self.program, first, origin, query)
         if derivative is not None:
             found["derivative"] = derivative
@@ -62,7 +66,7 @@ class Diagnosis:
         hint = f"; {hint}" if hint else ""
         if origin == first:
             return f"'{text}' is not finite, though all that it is computed from is{hint}"
-        return f"'{text}' is finite, its derivative is not{hint}"
+        return f"'{text}' has a derivative that is not finite here{hint}"
 
 
 VALUE_HINTS = {
@@ -112,15 +116,40 @@ def _given(query: Query) -> str | None:
     return None
 
 
-def _first(program: graph.Program, values: Collection[int]) -> int | None:
-    """The first value that is not finite: what it reads is."""
+def _results(program: graph.Program, query: Query) -> list[int]:
+    """The nodes that the answer is made of."""
+    signature = query.signature
+    named = [program.names[name] for name in (*signature.terms, *signature.outputs) if name in program.names]
+    return named if program.result is None else [*named, program.result]
+
+
+def _first(program: graph.Program, values: Collection[int], results: Collection[int]) -> int | None:
+    """Where values stop being finite on the way to `results`: the first that is not, though what it reads is.
+
+    An infinity that no result rests on (a mask, a branch not taken) is nobody's mistake.
+    """
+    met: set[int] = set()
+    waiting = [index for index in results if index in values]
+    while waiting:
+        index = waiting.pop()
+        if index in met:
+            continue
+        met.add(index)
+        waiting += [
+            read for read in (*program.nodes[index].reads, *_inside(program, index)) if read in values
+        ]
     starts = [
         index
-        for index in values
+        for index in met
         # A loop hands its arguments what its last run left: they come first in the text, not in time.
-        if not any(read in values or _is_argument(program, read) for read in program.nodes[index].reads)
+        if not any(read in met or _is_argument(program, read) for read in program.nodes[index].reads)
     ]
-    return min(starts or values, default=None)
+    return min(starts or met, default=None)
+
+
+def _inside(program: graph.Program, index: int) -> list[int]:
+    """The bodies that a node evaluates. The path of a derivative is found by its cotangents."""
+    return [each for body in program.nodes[index].bodies for each in body.nodes]
 
 
 def _is_argument(program: graph.Program, index: int) -> bool:

@@ -218,12 +218,12 @@ class Engine:
         All derivatives are taken in reverse mode alone: what is pulled back can be watched step by step.
         """
         plain, _ = self._traced(query, {})
-        learned = {
-            index: replace(one, choice=Choice(in_reverse(plain.meaning.program, index), "to be watched"))
-            for index, one in plain.learned.items()
+        known = {
+            key: replace(one, choice=Choice(in_reverse(plain.meaning.program, key[0]), "to be watched"))
+            for key, one in plain.known.items()
         }
         record = Record()
-        evaluation = replace(plain, learned=learned, record=record)
+        evaluation = replace(plain, known=known, record=record)
         compute = objective(evaluation, query.signature)
         compiled = jax.jit(compute).trace(arguments(query)).lower().compile()
         return Diagnosis(plain.meaning.program, compiled, record)

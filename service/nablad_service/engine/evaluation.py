@@ -25,6 +25,8 @@ from nablad_service.engine.watching import Record, seen, seen_backwards
 from nablad_service.language import graph
 from nablad_service.language.places import place
 
+AROUND = -2
+"""Stands among captured nodes for what a derivative stands in: the runs of maps and loops, key and states."""
 MOST_AXES = 32
 """NumPy on either end has no more."""
 
@@ -35,6 +37,8 @@ class Evaluation:
 
     meaning: Meaning
     learned: dict[int, Learned] = field(default_factory=dict)
+    known: dict[tuple[int, Any], Learned] = field(default_factory=dict)
+    """The same for each derivative and all shapes that it met."""
     cautions: dict[int, str] = field(default_factory=dict)
     """What looks like a mistake though it has a meaning, by node."""
     kinks: dict[int, str] = field(default_factory=dict)
@@ -71,6 +75,8 @@ class Evaluation:
         except Refusal as refusal:
             refusal.where = refusal.where or where
             raise
+        except jax.errors.UnexpectedTracerError:
+            raise  # a mistake of ours, or of a registered function, is not the caller's
         except (TypeError, ValueError, IndexError, ZeroDivisionError, NotImplementedError) as error:
             if no_forward_mode(error):
                 raise NoForwardMode(_first_line(error)) from error
@@ -241,12 +247,16 @@ class Evaluation:
             # The rest of the tree is captured too: its own gradients flow through it.
             captured[node.wrt] = environment.values[node.wrt]
 
+        # What stands around it holds arrays too, and a rule must not close over any.
+        captured[AROUND] = (environment.runs, environment.key, environment.states)
+
         def function(x: Value, captured: Mapping[int, Value]) -> Value:
             at = x if flat is None else flat.unravel(x)
             if node.leaf is not None:
                 at = captured[node.wrt].copy()
                 at[node.leaf] = x
             inner = environment.child({**captured, node.wrt: at})
+            inner.runs, inner.key, inner.states = captured[AROUND]
             for index in node.path:
                 inner.values[index] = self.value(index, inner)
             y = inner.values[node.value] if flat is None else flat.value(inner.values[node.value])
@@ -255,10 +265,13 @@ class Evaluation:
         vectors = tuple(_as_arrays(environment.values[index]) for index in node.vectors)
         if flat is not None:
             x, vectors = flat.x, tuple(flat.probes(vector) for vector in vectors)
-        learned = self.learned.get(node.index)
+        # By shapes too: a function of the server may call a def with several.
+        key = node.index, _shapes_in((x, vectors, captured))
+        learned = self.known.get(key)
         if learned is None:
             learned = self._learn(node, lambda x: function(x, captured), x, vectors, environment.examples)
-            self.learned[node.index] = learned
+            self.known[key] = learned
+            self.learned.setdefault(node.index, learned)
         problem = Differentiation(
             function,
             x,
@@ -353,6 +366,13 @@ class Evaluation:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
+
+
+def _shapes_in(value: Value) -> Any:
+    """Structure, shapes and dtypes of a value, to be compared."""
+    leaves, structure = jax.tree.flatten(value)
+    specs = [(jnp.shape(leaf), str(leaf.dtype)) if values.is_array(leaf) else leaf for leaf in leaves]
+    return structure, tuple(specs)
 
 
 def _spec(value: Value) -> Any:

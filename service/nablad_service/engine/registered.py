@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from nablad.problems import Refusal
-from nablad_service.engine.environment import Environment
+from nablad_service.engine.environment import Environment, Meaning
 from nablad_service.engine.modes import no_forward_mode, no_reverse_mode
 from nablad_service.engine.values import Value, arrays_in, in_float_type
 from nablad_service.language import graph
@@ -109,7 +109,20 @@ def registered_call(evaluation: Evaluation, node: graph.Registered, environment:
         if no_forward_mode(error) or no_reverse_mode(error):
             raise
         first = str(error).strip().split("\n")[0]
+        if "object is not callable" in first:
+            first = "it calls an argument that is no function; give a def or a model where it wants one"
         detail = f"{node.function} failed on the server: {type(error).__name__}: {first}"
         raise Refusal("function_failed", detail) from error
-    answer = arrays_in(result, f"what {node.function} gives", meaning.dtype)
+    answer = arrays_in(_in_declared_order(result, meaning), f"what {node.function} gives", meaning.dtype)
     return in_float_type(meaning.dtype, answer)
+
+
+def _in_declared_order(result: Any, meaning: Meaning) -> Any:
+    """A tree of a model's parameters in the model's order: JAX gives plain dicts back sorted by name."""
+    if isinstance(result, tuple):
+        return tuple(_in_declared_order(item, meaning) for item in result)
+    if isinstance(result, dict):
+        for model in meaning.models.values():
+            if set(result) == set(model.parameter_shapes):
+                return {name: result[name] for name in model.parameter_shapes}
+    return result
