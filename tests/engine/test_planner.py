@@ -46,7 +46,7 @@ def test_the_same_computation_is_not_timed_twice() -> None:
 
 
 def test_what_is_over_the_memory_limit_or_hopeless_is_left_out() -> None:
-    costs = {(): 100.0, ((1, "a"),): 40.0, ((1, "b"),): 90.0}
+    costs = {(): 100.0, ((1, "a"),): 20.0, ((1, "b"),): 90.0}
     found = variants({1: ("a", "b")}, counted(costs))
     assert worth_timing(found, None) == [0, 1]
     assert worth_timing(found, 95) == [1]

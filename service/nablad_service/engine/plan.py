@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nablad_service.engine import derivatives
 from nablad_service.engine.cautions import of_slopes
 from nablad_service.engine.evaluation import Evaluation
 from nablad_service.language import graph
@@ -105,7 +104,6 @@ def plan_of(evaluation: Evaluation, signature: Signature) -> Plan:
         assert isinstance(node, graph.Derivative)
         assert node.span is not None
         where = place(program.text, node.span)
-        strategies = derivatives.TABLE[node.operator].strategies
         planned.append(
             PlannedDerivative(
                 node=index,
@@ -118,7 +116,7 @@ def plan_of(evaluation: Evaluation, signature: Signature) -> Plan:
                 variable_size=learned.shapes.x_size,
                 value_size=learned.shapes.y_size,
                 strategy=learned.choice.strategy,
-                alternatives=tuple(name for name in strategies if name != learned.choice.strategy),
+                alternatives=learned.choice.others,
                 reason=learned.choice.reason,
             )
         )

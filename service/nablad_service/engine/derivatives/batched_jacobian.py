@@ -7,11 +7,13 @@ so the whole costs min(x size, y size) passes, not batch times as many.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from nablad.problems import Refusal
+from nablad_service.engine.derivatives.in_turn import in_turn, one_group
 from nablad_service.engine.derivatives.row import (
     Choice,
     DerivativeRow,
@@ -23,29 +25,56 @@ from nablad_service.engine.values import Value, mismatch
 from nablad_service.language.signatures import OperatorSignature
 
 
-def forward(problem: Differentiation) -> Value:
-    """One tangent for each entry of an example of x."""
+def _columns(problem: Differentiation) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
+    """From a tangent of one example to the columns of all, and the tangents: one for each entry of x."""
     x = problem.x
-    batch, size = x.shape[0], math.prod(x.shape[1:])
     _, push = jax.linearize(problem.at, x)
 
     def column(tangent: jax.Array) -> jax.Array:
-        return push(jnp.broadcast_to(tangent.reshape(x.shape[1:]), x.shape)).reshape(batch, -1)
+        return push(jnp.broadcast_to(tangent.reshape(x.shape[1:]), x.shape)).reshape(x.shape[0], -1)
 
-    return jax.vmap(column, out_axes=2)(jnp.eye(size, dtype=x.dtype))
+    return column, jnp.eye(math.prod(x.shape[1:]), dtype=x.dtype)
+
+
+def _lines(problem: Differentiation) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
+    """From a cotangent of one example to the lines of all, and the cotangents: one for each entry of y."""
+    y = problem.shapes.y
+    _, pull = jax.vjp(problem.at, problem.x)
+
+    def line(cotangent: jax.Array) -> jax.Array:
+        (pulled_back,) = pull(jnp.broadcast_to(cotangent.reshape(y.shape[1:]), y.shape))
+        return pulled_back.reshape(y.shape[0], -1)
+
+    return line, jnp.eye(math.prod(y.shape[1:]), dtype=y.dtype)
+
+
+def forward(problem: Differentiation) -> Value:
+    """One tangent for each entry of an example of x."""
+    column, tangents = _columns(problem)
+    return jax.vmap(column, out_axes=2)(tangents)
 
 
 def reverse(problem: Differentiation) -> Value:
     """One cotangent for each entry of an example of y."""
-    shape, dtype = problem.shapes.y.shape, problem.shapes.y.dtype
-    batch, size = shape[0], math.prod(shape[1:])
-    _, pull = jax.vjp(problem.at, problem.x)
+    line, cotangents = _lines(problem)
+    return jax.vmap(line, out_axes=1)(cotangents)
 
-    def line(cotangent: jax.Array) -> jax.Array:
-        (pulled_back,) = pull(jnp.broadcast_to(cotangent.reshape(shape[1:]), shape))
-        return pulled_back.reshape(batch, -1)
 
-    return jax.vmap(line, out_axes=1)(jnp.eye(size, dtype=dtype))
+def forward_scan(problem: Differentiation) -> Value:
+    """As `forward`, one tangent after the other: only the linearization is kept, not what becomes of each.
+
+    Measured on two CPU cores, float32, in a loss differentiated in its parameters, width 64, 10 entries an
+    example and 64: 0.58-0.76 of the time of `forward`, 0.17-0.23 of its temporary memory. A device that one
+    tangent does not fill must be expected to lose; none was measured.
+    """
+    column, tangents = _columns(problem)
+    return jnp.moveaxis(in_turn(column, tangents), 0, 2)
+
+
+def reverse_scan(problem: Differentiation) -> Value:
+    """As `reverse`, one cotangent after the other. Measured likewise: 0.55-0.85 of the time of `forward`."""
+    line, cotangents = _lines(problem)
+    return jnp.moveaxis(in_turn(line, cotangents), 0, 1)
 
 
 def check(shapes: Shapes) -> None:
@@ -60,10 +89,15 @@ def check(shapes: Shapes) -> None:
         raise mismatch(detail, y, x)
 
 
+def _sizes(shapes: Shapes) -> tuple[int, int]:
+    """Entries of one example of the variable, and of the value."""
+    batch = max(shapes.x.shape[0], 1)
+    return shapes.x_size // batch, shapes.y_size // batch
+
+
 def choose(shapes: Shapes) -> Choice:
     """The narrow side."""
-    batch = max(shapes.x.shape[0], 1)
-    narrow, wide = shapes.x_size // batch, shapes.y_size // batch
+    narrow, wide = _sizes(shapes)
     reason = f"{narrow} entries of the variable an example, {wide} of the value"
     return Choice("forward" if narrow <= wide else "reverse", reason)
 
@@ -77,9 +111,13 @@ ROW = DerivativeRow(
         order=1,
     ),
     check,
-    {"forward": forward, "reverse": reverse},
+    {"forward": forward, "reverse": reverse, "forward_scan": forward_scan, "reverse_scan": reverse_scan},
     choose,
     "reverse",
     independent_axes=lambda shapes: ((0, 0),) if shapes.x.shape[0] > 1 else (),
     result_shape=lambda shapes: (shapes.y_size, shapes.x_size // max(shapes.x.shape[0], 1)),
+    obstacles={
+        "forward_scan": one_group(lambda shapes: _sizes(shapes)[0]),
+        "reverse_scan": one_group(lambda shapes: _sizes(shapes)[1]),
+    },
 )

@@ -49,7 +49,30 @@ def forward_over_reverse(problem: Differentiation) -> Value:
     return pulled_back_by_jvp(problem.function, problem.x, problem.captured)
 
 
-def pulled_back_by_jvp(function: Callable[[Value, Captured], Any], x: Value, captured: Captured) -> Value:
+def forward_over_reverse_barrier(problem: Differentiation) -> Value:
+    """As `forward_over_reverse`, its pullback never merged with what was computed before.
+
+    XLA merges equal computations: the pullback evaluates f at the same point again, and then shares its
+    intermediates, which stay in memory meanwhile. Behind a barrier they are computed anew, a third more
+    operations. Measured on two CPU cores, time against `forward_over_reverse`: 0.73 for eight layers of
+    width 64 and 4096 examples (memory 0.77), 0.95 to 1.08 for smaller networks, 1.14 for six convolutions.
+    """
+    if not problem.differentiated:
+        return jax.grad(problem.at)(problem.x)
+    return pulled_back_by_jvp(problem.function, problem.x, problem.captured, barrier=True)
+
+
+def remat(problem: Differentiation) -> Value:
+    """As `reverse_over_reverse`, the forward pass computed again for the backward pass (`jax.checkpoint`).
+
+    Measured as above: 0.80 (memory 0.80), 0.94 to 1.16, and 1.11.
+    """
+    return jax.grad(jax.checkpoint(problem.at))(problem.x)
+
+
+def pulled_back_by_jvp(
+    function: Callable[[Value, Captured], Any], x: Value, captured: Captured, barrier: bool = False
+) -> Value:
     """∇ₓ function(x, captured), with the pullback of the module's docstring."""
     leaves, structure = jax.tree.flatten(captured)
     floating = [isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
@@ -76,7 +99,7 @@ def pulled_back_by_jvp(function: Callable[[Value, Captured], Any], x: Value, cap
         return gradient(x, floats, others), (x, floats, others)
 
     def backward(residuals: Any, v: Value) -> tuple[Value, Value, None]:
-        x, floats, others = residuals
+        x, floats, others = jax.lax.optimization_barrier(residuals) if barrier else residuals
         of_everything = jax.grad(scalar, argnums=(0, 1))
         _, (x_bar, floats_bar) = jax.jvp(lambda x: of_everything(x, floats, others), (x,), (v,))
         return x_bar, floats_bar, None
@@ -111,7 +134,12 @@ ROW = DerivativeRow(
         order=1,
     ),
     check,
-    {"forward_over_reverse": forward_over_reverse, "reverse_over_reverse": reverse_over_reverse},
+    {
+        "forward_over_reverse": forward_over_reverse,
+        "reverse_over_reverse": reverse_over_reverse,
+        "forward_over_reverse_barrier": forward_over_reverse_barrier,
+        "remat": remat,
+    },
     choose,
     "reverse_over_reverse",
 )
