@@ -20,6 +20,7 @@ import pytest
 
 from nablad.messages import EvaluateRequest
 from nablad_service.app import create_app
+from nablad_service.learned_plans import LearnedPlans
 from nablad_service.programs import Programs
 from nablad_service.validation import evaluate_query
 
@@ -711,12 +712,12 @@ def test_callers_who_compile_the_same_program_together_all_get_it(url: str) -> N
 def test_a_program_is_compiled_once_however_many_ask() -> None:
     compiled = []
     engine = SimpleNamespace(
-        trace=lambda query: query, compile=lambda traced: compiled.append(traced) or "ready"
+        trace=lambda query, choices: query, compile=lambda traced: compiled.append(traced) or "ready"
     )
     query = evaluate_query(EvaluateRequest(program="1"), lambda name: pytest.fail(name))
 
     async def ask_together() -> list[tuple[Any, bool]]:
-        programs = Programs(engine, limit=4, threads=2)  # type: ignore[arg-type]
+        programs = Programs(engine, LearnedPlans(None, "test"), limit=4, threads=2)  # type: ignore[arg-type]
         try:
             return await asyncio.gather(*(programs.executable(query) for _ in range(20)))
         finally:
