@@ -621,7 +621,7 @@ def page(outcomes: Sequence[Outcome], rounds: int, others: str) -> str:
     """The page of the documentation."""
     return f"""# Nested derivatives against JAX by hand
 
-`python benchmarks/nested_ad.py` (with `pip install "nablad[service,gallery]"`) on: {machine()};
+`python benchmarks/nested_ad.py` (with `pip install "nablad[service,gallery,folx]"`) on: {machine()};
 {others}. `--quick` takes small sizes,
 `--rows WORD` some of the rows, `--json FILE` writes them as JSON.
 
