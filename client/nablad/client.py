@@ -165,8 +165,9 @@ class Client:
             NotFound: no such model or version.
             ConnectionFailed: the server does not answer.
         """
-        settings = mode, nesting, seed, deadline_ms, strategies
-        question = Question(inputs, model, models, params, state, *settings)
+        question = Question(
+            inputs, model, models, params, state, mode, nesting, seed, deadline_ms, strategies
+        )
         asked: dict[str, Any] = {"wrt": list(wrt), "terms": terms, "outputs": list(outputs)}
         asked["term_gradients"] = term_gradients
         return self._send(self._calls.gradient(loss, question, **asked))
@@ -209,8 +210,7 @@ class Client:
 
         Nothing is compiled. `wrt=None` plans an evaluation without an outer gradient.
         """
-        settings = mode, nesting, 0, None, strategies
-        question = Question(inputs, model, models, params, None, *settings)
+        question = Question(inputs, model, models, params, mode=mode, nesting=nesting, strategies=strategies)
         asked = {"wrt": list(wrt)} if wrt is not None else {}
         return self._send(self._calls.plan(program, question, **asked))
 

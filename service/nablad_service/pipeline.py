@@ -120,8 +120,10 @@ class Pipeline:
         query, _ = await _timed(body, read)
         # Asked once: what is learned meanwhile would not fit the plan.
         learned = self.programs.learned.get(query.signature)
-        traced = await self.programs.traced(query, learned)
-        return plan_document(traced, await self.programs.variants(query), learned)
+        default = await self.programs.traced(query, None)
+        traced = await self.programs.traced(query, learned) if learned else default
+        variants = await self.programs.variants(query, default)
+        return plan_document(traced, default, variants, learned)
 
     async def _answer(self, body: Body, read: Callable[[], Query]) -> Answer:
         query, decoded = await _timed(body, read)

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from nablad_service.engine.derivatives import TABLE
 from nablad_service.engine.engine import Traced
 from nablad_service.engine.planner import Variant
 from nablad_service.learned_plans import LearnedPlan
 
 
-def plan_document(traced: Traced, variants: list[Variant], learned: LearnedPlan | None) -> dict[str, Any]:
+def plan_document(
+    traced: Traced, default: Traced, variants: list[Variant], learned: LearnedPlan | None
+) -> dict[str, Any]:
     """The answer: the plan, what it costs, and the candidates of each derivative.
 
     A candidate is the whole program with this one derivative done another way; its milliseconds are there
-    once the program has been called often enough to be timed.
+    once the program has been called often enough to be timed. `default` follows the static rules alone: the
+    first of `variants`.
     """
     times = {one.choices: one.milliseconds for one in learned.variants} if learned else {}
     cost = traced.cost()
     chosen = learned.variants[learned.chosen].choices if learned else ()
+    found = {one.choices[0]: one for one in variants if len(one.choices) == 1}
+    # A derivative done as by default is no change at all; a strategy without figures could not be traced.
+    found |= {(one.node, one.strategy): variants[0] for one in default.plan.derivatives if one.alternatives}
     derivatives = []
     for one in traced.plan.derivatives:
-        default = dict(chosen).get(one.node) is None
-        strategies = [one.strategy, *one.alternatives] if default else [*one.alternatives, one.strategy]
-        found = {strategy: _variant(variants, one.node, strategy) for strategy in strategies}
+        strategies = sorted([one.strategy, *one.alternatives], key=list(TABLE[one.operator].strategies).index)
         derivatives.append(
             {
                 "line": one.line,
@@ -37,9 +42,9 @@ def plan_document(traced: Traced, variants: list[Variant], learned: LearnedPlan 
                     {
                         "strategy": strategy,
                         "chosen": strategy == one.strategy,
-                        **_figures(variant, times),
+                        **_figures(found.get((one.node, strategy)), times),
                     }
-                    for strategy, variant in found.items()
+                    for strategy in strategies
                 ],
             }
         )
@@ -51,15 +56,6 @@ def plan_document(traced: Traced, variants: list[Variant], learned: LearnedPlan 
         "derivatives": derivatives,
         "measured": learned is not None,
     }
-
-
-def _variant(variants: list[Variant], node: int, strategy: str) -> Variant | None:
-    """The variant that changes this derivative alone; the default where none does."""
-    changed = {dict(one.choices).get(node): one for one in variants if len(one.choices) == 1}
-    if strategy in changed:
-        return changed[strategy]
-    varied = any(node in dict(one.choices) for one in variants)
-    return variants[0] if variants and varied else None
 
 
 def _figures(variant: Variant | None, times: dict[Any, float | None]) -> dict[str, Any]:

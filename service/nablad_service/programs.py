@@ -61,10 +61,10 @@ class Programs:
         if signature in self._ready:
             self._ready[signature] = executable
 
-    async def variants(self, query: Query) -> list[Variant]:
-        """The ways to compute a program, with their costs; compiles nothing."""
+    async def variants(self, query: Query, default: Traced) -> list[Variant]:
+        """The ways to compute a program, `default` first, with their costs; compiles nothing."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._checkers, self._engine.variants, query)
+        return await loop.run_in_executor(self._checkers, self._engine.variants, query, default)
 
     async def traced(self, query: Query, learned: LearnedPlan | None) -> Traced:
         """The plan that a program runs by, and the computation that follows it; compiles nothing."""

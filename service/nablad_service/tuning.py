@@ -57,12 +57,13 @@ class Tuner:
     def called(self, query: Query) -> None:
         """Take note of a call; may begin to tune its program."""
         signature = query.signature
-        if not self._after_calls or signature.nesting != "auto" or self._learned.get(signature):
+        if not self._after_calls or signature.nesting != "auto":
             return
         if len(self._calls) >= MOST_COUNTED:
             self._calls.clear()
         self._calls[signature] += 1
-        if self._calls[signature] == self._after_calls:
+        # What is known is looked up once, not at every call: its key is a digest of the whole signature.
+        if self._calls[signature] == self._after_calls and not self._learned.get(signature):
             task = asyncio.create_task(self._tune(query))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

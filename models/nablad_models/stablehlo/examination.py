@@ -2,12 +2,8 @@
 
 MLIR and XLA are written for files of friends: of 2400 artifacts with bits flipped or bytes torn, 11 ended the
 process that read or compiled them. So a child reads the bytes, walks the code, compiles the model and every
-vjp, and calls the model. The server repeats only the part in Python, on bytes that passed. The child knows no
+vjp. The server repeats only the part in Python, on bytes that passed. The child knows no
 classes but JAX's own: what an operator's file registers for `jax.export` is out of reach of an upload.
-
-The calls answer one more question: do rows along the batch axis mix? Only where they do not may a mapped axis
-be folded into the batch. Row 0 must keep its bits while the other rows change, and its value when it comes
-alone.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from nablad_service.engine import derivatives, values
 from nablad_service.engine.derivatives import Shapes
+from nablad_service.engine.derivatives.hutchinson import number_of_probes
 from nablad_service.engine.operators import TABLE
 from nablad_service.engine.operators.arithmetic import column_meets_row
 from nablad_service.language import graph
@@ -67,8 +68,7 @@ def of_derivative(
         return _dear_estimate(shapes)
     if isinstance(program.nodes[node.wrt], graph.Parameters):
         return None  # weights of several layers multiply: second derivatives in them are not zero
-    inner = _inside(program, node)
-    passed = next((kinks[index] for index in inner if index in kinks), None)
+    passed = next((kinks[index] for index in program.inside(node) if index in kinks), None)
     kink = _kink(closed.jaxpr, [True] * len(closed.jaxpr.invars))
     if kink is not None:
         kinks[node.index] = kink
@@ -81,8 +81,7 @@ def of_derivative(
 
 def _dear_estimate(shapes: Shapes) -> str | None:
     dimension = shapes.x.shape[-1] if shapes.x.shape else 1
-    x, v = shapes.x.shape, shapes.vectors[0].shape
-    probes = v[0] if len(v) > len(x) else 1
+    probes = number_of_probes(shapes)
     if probes < dimension:
         return None
     return (
@@ -103,20 +102,7 @@ def _differentiated(program: graph.Program, variables: Collection[int]) -> set[i
             moving.add(node.index)
             found.add(node.index)
         if isinstance(node, graph.Derivative):
-            found |= _inside(program, node)
-    return found
-
-
-def _inside(program: graph.Program, node: graph.Derivative) -> set[int]:
-    """The path of a derivative, and the bodies on it."""
-    found: set[int] = set()
-    waiting = [*node.path, node.value]
-    while waiting:
-        index = waiting.pop()
-        if index not in found:
-            found.add(index)
-            for body in program.nodes[index].bodies:
-                waiting.extend(body.nodes)
+            found |= program.inside(node)
     return found
 
 

@@ -169,21 +169,11 @@ def _origin(program: graph.Program, first: int | None, cotangents: Collection[tu
     if first is not None:
         node = program.nodes[first]
         assert isinstance(node, graph.Derivative)
-        starts &= {*node.path, *(index for step in node.path for index in _below(program, step))}
+        starts &= program.inside(node)
     plain = {
         index for index in starts if not program.nodes[index].bodies and not _is_derivative(program, index)
     }
     return max(plain or starts, default=first)
-
-
-def _below(program: graph.Program, index: int) -> list[int]:
-    found: list[int] = []
-    waiting = [index]
-    while waiting:
-        for body in program.nodes[waiting.pop()].bodies:
-            found += body.nodes
-            waiting += body.nodes
-    return found
 
 
 def _is_derivative(program: graph.Program, index: int) -> bool:
@@ -192,7 +182,7 @@ def _is_derivative(program: graph.Program, index: int) -> bool:
 
 def _derivative(program: graph.Program, first: int | None, origin: int | None, query: Query) -> str | None:
     """The derivative in which it first appeared, in words."""
-    if first is not None and (_is_derivative(program, first)):
+    if first is not None and _is_derivative(program, first):
         span = program.nodes[first].span
         return place(program.text, span).text if span else None
     if first is None and origin is not None:

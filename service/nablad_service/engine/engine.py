@@ -165,24 +165,24 @@ class Engine:
             raise Refusal("limit", detail)
         return Traced(plan_of(evaluation, query.signature), computation, answer)
 
-    def variants(self, query: Query) -> list[Variant]:
+    def variants(self, query: Query, default: Traced | None = None) -> list[Variant]:
         """The ways to compute a query that are worth knowing, with their costs; compiles nothing.
+
+        `default` is its trace by the static rules, where there is one already.
 
         Raises:
             Refusal: as `trace` does.
         """
-        default = self.trace(query)
+        plain = default or self.trace(query)
 
         def count(choices: Choices) -> tuple[Cost, str]:
-            traced = default
-            if choices:
-                try:
-                    traced = self.trace(query, choices)
-                except Refusal as refusal:
-                    raise LookupError(refusal.detail) from refusal
+            try:
+                traced = self.trace(query, choices) if choices else plain
+            except Refusal as refusal:
+                raise LookupError(refusal.detail) from refusal
             return traced.cost(), str(traced.computation.jaxpr)
 
-        return variants(default.plan.alternatives(), count)
+        return variants(plain.plan.alternatives(), count)
 
     def _traced(self, query: Query, choices: Choices) -> tuple[Evaluation, Any]:
         def work(evaluation: Evaluation) -> tuple[Evaluation, Any]:

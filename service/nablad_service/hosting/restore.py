@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 
 from nablad.problems import Refusal
-from nablad_models import Model, build, check_state
+from nablad_models import Model, build, check_state, load_exported
 from nablad_service.hosting.config import Damaged, ModelConfig
 from nablad_service.hosting.hosted import Arrays, HostedModel, drawn, first_state, own_tensors
 from nablad_service.hosting.repository import Stored
-from nablad_service.hosting.sources import load_artifact
 
 log = logging.getLogger("nablad")
 
@@ -43,7 +42,7 @@ def _model(
     if config.architecture is not None:
         return build(config.architecture)
     if artifact is not None:
-        return load_artifact(artifact, max_artifact_bytes)
+        return load_exported(artifact, max_bytes=max_artifact_bytes)
     if python is None:
         raise Damaged("it keeps parameters of a Python model, and no file of --models has one of that name")
     if python.digest != config.digest:

@@ -41,18 +41,9 @@ def source_of(
         return Source(model, ModelConfig(source="layers", architecture=normal, seed=seed))
     assert stablehlo is not None
     data = _decoded(stablehlo, max_bytes)
-    exported = load_artifact(data, max_bytes)
+    exported = load_exported(data, max_bytes=max_bytes)
     file = f"artifact-{hashlib.sha256(data).hexdigest()[:32]}.stablehlo"
     return Source(exported, ModelConfig(source="stablehlo", artifact=file, seed=seed), data)
-
-
-def load_artifact(data: bytes, max_bytes: int) -> Model:
-    """The model in a StableHLO artifact; takes seconds.
-
-    Raises:
-        Refusal: `invalid_artifact`.
-    """
-    return load_exported(data, max_bytes=max_bytes)
 
 
 def _decoded(stablehlo: bytes | str, max_bytes: int) -> bytes:

@@ -264,6 +264,18 @@ class Program:
         """The nodes to evaluate, in order, so that all of `targets` are known."""
         return needed(self.nodes, targets)
 
+    def inside(self, derivative: Derivative) -> set[int]:
+        """What a derivative evaluates again: its path, and the bodies of maps and loops on it."""
+        found: set[int] = set()
+        waiting = [*derivative.path, derivative.value]
+        while waiting:
+            index = waiting.pop()
+            if index not in found:
+                found.add(index)
+                for body in self.nodes[index].bodies:
+                    waiting.extend(body.nodes)
+        return found
+
     def used(self, targets: Iterable[int]) -> frozenset[int]:
         """All nodes that `targets` rest on, those inside derivatives and mapped bodies included."""
         seen: set[int] = set()
