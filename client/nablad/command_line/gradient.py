@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nablad.client import Client
 from nablad.command_line.common import Waiting, add_url
+from nablad.command_line.program import add_program, read_input, read_program, split
 from nablad.results import GradientResult
 
 
@@ -23,18 +23,7 @@ def add_command(commands: Any) -> None:
         epilog='example: nablad gradient --model net --loss "sum((model(x) - y)**2)" '
         "--input x=x.npy --input y=y.npy --wrt params --out grads.npz",
     )
-    parser.add_argument("--loss", required=True, metavar="FILE_OR_TEXT", help="the program")
-    parser.add_argument("--model", metavar="NAME", help="hosted model, bound to the name 'model'")
-    parser.add_argument(
-        "--bind", action="append", default=[], metavar="NAME=MODEL", help="bind one of several models"
-    )
-    parser.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        metavar="NAME=FILE_OR_NUMBER",
-        help=".npy, .npz (a tree of arrays) or a number",
-    )
+    add_program(parser)
     parser.add_argument("--params", metavar="FILE", help=".npz with parameters for this call")
     parser.add_argument("--wrt", action="append", metavar="NAME", help="repeatable (default: params)")
     parser.add_argument("--term", action="append", default=[], metavar="NAME", help="named scalar to print")
@@ -71,39 +60,6 @@ def run(arguments: argparse.Namespace) -> int:
         np.savez(arguments.out, **flat(result.gradients))
         print(f"saved {arguments.out}")
     return 0
-
-
-def split(pair: str) -> tuple[str, str]:
-    """`NAME=VALUE` in two."""
-    name, equals, value = pair.partition("=")
-    if not equals:
-        raise ValueError(f"'{pair}' must be NAME=VALUE")
-    return name, value
-
-
-def read_program(text: str) -> str:
-    """A program given as a file's name or as itself."""
-    try:
-        path = Path(text)
-        return path.read_text() if path.is_file() else text
-    except (OSError, ValueError):  # a long text is no file name
-        return text
-
-
-def read_input(text: str) -> Any:
-    """An array or tree from a file, or a number.
-
-    Raises:
-        ValueError: where it is neither.
-    """
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    if not Path(text).is_file():
-        raise ValueError(f"there is no file '{text}', and it is not a number")
-    loaded = np.load(text, allow_pickle=False)
-    return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
 
 
 def show(result: GradientResult, *, explain: bool) -> None:

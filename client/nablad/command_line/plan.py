@@ -7,7 +7,7 @@ from typing import Any
 
 from nablad.client import Client
 from nablad.command_line.common import Waiting, add_url
-from nablad.command_line.gradient import read_input, read_program, split
+from nablad.command_line.program import add_program, read_input, read_program, split
 
 
 def add_command(commands: Any) -> None:
@@ -18,18 +18,7 @@ def add_command(commands: Any) -> None:
         description="Draw the strategies of each inner derivative of a loss with their costs; runs nothing.",
         epilog='example: nablad plan --model net --loss "sum(grad(sum(model(x)), x)**2)" --input x=x.npy',
     )
-    parser.add_argument("--loss", required=True, metavar="FILE_OR_TEXT", help="the program")
-    parser.add_argument("--model", metavar="NAME", help="hosted model, bound to the name 'model'")
-    parser.add_argument(
-        "--bind", action="append", default=[], metavar="NAME=MODEL", help="bind one of several models"
-    )
-    parser.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        metavar="NAME=FILE_OR_NUMBER",
-        help=".npy, .npz (a tree of arrays) or a number",
-    )
+    add_program(parser)
     parser.add_argument("--wrt", action="append", metavar="NAME", help="repeatable (default: params)")
     parser.add_argument("--evaluate", action="store_true", help="plan an evaluation, without outer gradient")
     parser.add_argument("--mode", choices=("eval", "train"))
