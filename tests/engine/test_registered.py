@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import diffrax
 import jax
 import jax.numpy as jnp
-import lineax
 import numpy as np
-import optimistix
 import pytest
 from ask import MODELS, agree, agree_tree, by_jax, host, rng
+from my_functions import conjugate_gradients, odeint, root
 
 from nablad.messages import EvaluateRequest, GradientRequest
 from nablad.problems import Refusal
@@ -20,38 +18,6 @@ from nablad_service.engine.engine import Engine
 from nablad_service.validation import evaluate_query, gradient_query
 
 TABLE = jnp.linspace(0.0, 1.0, 5)
-
-
-def odeint(f: Callable[..., Any], y0: Any, t1: Any, rtol: float = 1e-11) -> Any:
-    """y(t1) with y' = f(t, y), y(0) = y0, by an adaptive method of fifth order.
-
-    Differentiated through its own steps.
-    """
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, y, f: f(t, y)),
-        diffrax.Tsit5(),
-        t0=0.0,
-        t1=t1,
-        dt0=None,
-        y0=y0,
-        args=f,
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=rtol),
-    )
-    return jax.tree.map(lambda y: y[0], solution.ys)
-
-
-def root(f: Callable[..., Any], guess: Any) -> Any:
-    """z with f(z) = 0, by Newton's method; differentiated by the implicit function theorem."""
-    solver = optimistix.Newton(rtol=1e-13, atol=1e-13)
-    return optimistix.root_find(lambda z, f: f(z), solver, guess, args=f).value
-
-
-def conjugate_gradients(product: Callable[..., Any], b: Any) -> Any:
-    """x with A x = b, A symmetric positive definite and known by its products."""
-    operator = lineax.FunctionLinearOperator(
-        product, jax.ShapeDtypeStruct(b.shape, b.dtype), lineax.positive_semidefinite_tag
-    )
-    return lineax.linear_solve(operator, b, lineax.CG(rtol=1e-13, atol=1e-13)).value
 
 
 def table_at(x: Any) -> Any:
@@ -74,9 +40,9 @@ guarded.defvjp(lambda x: (x**2, x), lambda x, bar: (2 * x * bar,))
 
 ENGINE = Engine.start(
     functions={
-        "odeint": odeint,
-        "root": root,
-        "conjugate_gradients": conjugate_gradients,
+        "odeint": partial(odeint, rtol=1e-11, atol=1e-11),
+        "root": partial(root, tol=1e-13),
+        "conjugate_gradients": partial(conjugate_gradients, tol=1e-13),
         "table_at": table_at,
         "clumsy": clumsy,
         "guarded": guarded,
