@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from nablad.problems import Refusal
-from nablad_service.engine import cautions, coupling, derivatives, values
-from nablad_service.engine.derivatives import Choice, Differentiation, Shapes
+from nablad_service.engine import cautions, values
+from nablad_service.engine.differentiating import derivative
 from nablad_service.engine.environment import Environment, Learned, Meaning
-from nablad_service.engine.flattening import BY_COORDINATES, Flat
 from nablad_service.engine.indexing import carried, check_index, common_length, leaf_of, mapped_axes
 from nablad_service.engine.model_calls import model_call
-from nablad_service.engine.modes import NoForwardMode, need_no_pushed_rule, no_forward_mode, no_reverse_mode
+from nablad_service.engine.modes import NoForwardMode, no_forward_mode, no_reverse_mode
 from nablad_service.engine.operators import TABLE
 from nablad_service.engine.registered import registered_call
 from nablad_service.engine.values import Value, arrays_in, show
@@ -25,8 +24,6 @@ from nablad_service.engine.watching import Record, seen, seen_backwards
 from nablad_service.language import graph
 from nablad_service.language.places import place
 
-AROUND = -2
-"""Stands among captured nodes for what a derivative stands in: the runs of maps and loops, key and states."""
 MOST_AXES = 32
 """NumPy on either end has no more."""
 
@@ -237,150 +234,9 @@ class Evaluation:
                 inner.values[index] = self.value(index, inner)
         return inner.values[body.result]
 
-    def derivative(self, node: graph.Derivative, environment: Environment) -> Value:
-        row = derivatives.TABLE[node.operator]
-        x = self._variable(node, environment)
-        flat = Flat.of(x) if isinstance(x, dict) and node.operator in BY_COORDINATES else None
-        captured = {index: environment.values[index] for index in node.captured}
-
-        if node.leaf is not None:
-            # The rest of the tree is captured too: its own gradients flow through it.
-            captured[node.wrt] = environment.values[node.wrt]
-
-        # What stands around it holds arrays too, and a rule must not close over any.
-        captured[AROUND] = (environment.runs, environment.key, environment.states)
-
-        def function(x: Value, captured: Mapping[int, Value]) -> Value:
-            at = x if flat is None else flat.unravel(x)
-            if node.leaf is not None:
-                at = captured[node.wrt].copy()
-                at[node.leaf] = x
-            inner = environment.child({**captured, node.wrt: at})
-            inner.runs, inner.key, inner.states = captured[AROUND]
-            for index in node.path:
-                inner.values[index] = self.value(index, inner)
-            y = inner.values[node.value] if flat is None else flat.value(inner.values[node.value])
-            return y if isinstance(y, dict) and row.of_trees else values.array(y, "what is differentiated")
-
-        vectors = tuple(_as_arrays(environment.values[index]) for index in node.vectors)
-        if flat is not None:
-            x, vectors = flat.x, tuple(flat.probes(vector) for vector in vectors)
-        # By shapes too: a function of the server may call a def with several.
-        key = node.index, _shapes_in((x, vectors, captured))
-        learned = self.known.get(key)
-        if learned is None:
-            learned = self._learn(node, lambda x: function(x, captured), x, vectors, environment.examples)
-            self.known[key] = learned
-            self.learned.setdefault(node.index, learned)
-        problem = Differentiation(
-            function,
-            x,
-            captured,
-            vectors,
-            learned.shapes,
-            differentiated=environment.outermost and self.meaning.differentiated,
-        )
-        return row.strategies[learned.choice.strategy](problem)
-
-    def _variable(self, node: graph.Derivative, environment: Environment) -> Value:
-        x = environment.values[node.wrt]
-        if node.leaf is not None:
-            x = leaf_of(x, [node.leaf])
-        if isinstance(x, tuple):
-            detail = f"'{node.wrt_name}' is a tuple; name an array, p = stack([a, b]), and compute from it"
-            raise Refusal("wrong_kind", detail)
-        if values.is_static(x):
-            return jnp.asarray(x, self.meaning.dtype)
-        x = _as_arrays(x)
-        for leaf in jax.tree.leaves(x):
-            if not values.is_float(leaf):
-                detail = f"'{node.wrt_name}' holds {leaf.dtype}; derivatives need floats"
-                raise Refusal("wrong_dtype", detail)
-        return x
-
-    def _learn(
-        self,
-        node: graph.Derivative,
-        function: Callable[[Value], Any],
-        x: Value,
-        vectors: tuple[Value, ...],
-        examples: int,
-    ) -> Learned:
-        """Trace the value once: its shape, and whether examples mix where the operator needs to know."""
-        row = derivatives.TABLE[node.operator]
-        closed, y = jax.make_jaxpr(function, return_shape=True)(x)
-        need_no_pushed_rule(closed)
-        dtype = jax.tree.leaves(y)[0].dtype
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise Refusal("wrong_dtype", f"a value of {dtype} has no derivative")
-        shapes = Shapes(_spec(x), _spec(y), tuple(_spec(vector) for vector in vectors))
-        row.check(shapes)
-        self.check_size(row.result_shape(shapes), dtype, examples)
-        for x_axis, y_axis in row.independent_axes(shapes):
-            if not coupling.keeps_examples_apart(closed, x_axis, y_axis):
-                detail = (
-                    f"{node.operator} works example by example, but the value's entry i along axis {y_axis} "
-                    f"may depend on other entries of '{node.wrt_name}' than its own; write a def of one "
-                    "example and vmap it, or take jacobian"
-                )
-                raise Refusal("couples_examples", detail)
-        if caution := cautions.of_derivative(self.meaning.program, node, shapes, closed, self.kinks):
-            self.cautions[node.index] = caution
-        obstacles = {name: row.obstacle(name, shapes, closed) for name in row.strategies}
-        choice = self._choice(node, row, shapes, obstacles)
-        apply = () if self.meaning.reverse_only else row.strategies
-        others = (name for name in apply if name != choice.strategy and obstacles[name] is None)
-        return Learned(shapes, replace(choice, others=tuple(others)))
-
-    def _choice(
-        self,
-        node: graph.Derivative,
-        row: derivatives.DerivativeRow,
-        shapes: Shapes,
-        obstacles: Mapping[str, str | None],
-    ) -> Choice:
-        """What the caller pinned, else what the planner chose, else the static rule."""
-        meaning = self.meaning
-        pinned = meaning.strategies.get(node.operator)
-        if meaning.reverse_only:
-            if pinned not in (None, row.in_reverse):
-                detail = (
-                    f"the strategy '{pinned}' of {node.operator} does not apply: something in the program "
-                    f"has no forward mode; '{row.in_reverse}' does"
-                )
-                raise Refusal("strategy", detail)
-            return Choice(row.in_reverse, "something in the program has no forward mode")
-        if pinned is not None:
-            if why := obstacles[pinned]:
-                apply = ", ".join(name for name, obstacle in obstacles.items() if obstacle is None)
-                found = f"the strategy '{pinned}' of {node.operator} does not apply: {why}"
-                raise Refusal("strategy", f"{found}; these do: {apply}")
-            return Choice(pinned, "asked for")
-        planned = meaning.choices.get(node.index)
-        if planned is not None and obstacles[planned] is None:
-            return Choice(planned, "fastest when timed")
-        if meaning.nesting in row.strategies:
-            return Choice(meaning.nesting, "asked for")
-        return row.choose(shapes)
-
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
-
-
-def _shapes_in(value: Value) -> Any:
-    """Structure, shapes and dtypes of a value, to be compared."""
-    leaves, structure = jax.tree.flatten(value)
-    specs = [(jnp.shape(leaf), str(leaf.dtype)) if values.is_array(leaf) else leaf for leaf in leaves]
-    return structure, tuple(specs)
-
-
-def _spec(value: Value) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), value)
-
-
-def _as_arrays(value: Value) -> Value:
-    return values.map_tree(jnp.asarray, value) if isinstance(value, dict) else values.array(value)
 
 
 RULES: dict[type[graph.Node], Callable[[Evaluation, Any, Environment], Value]] = {
@@ -396,5 +252,5 @@ RULES: dict[type[graph.Node], Callable[[Evaluation, Any, Environment], Value]] =
     graph.Map: Evaluation.map,
     graph.Loop: Evaluation.loop,
     graph.Registered: registered_call,
-    graph.Derivative: Evaluation.derivative,
+    graph.Derivative: derivative,
 }
