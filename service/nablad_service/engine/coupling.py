@@ -2,8 +2,9 @@
 
 A computation keeps examples apart along an axis when entry i of the result, along an axis of the result,
 depends on entry i of the variable alone. We follow that axis through the jaxpr: each intermediate either
-does not depend on the variable (`FIXED`), carries the examples along one axis (its number), or mixes them
-(`MIXED`).
+does not depend on the variable (`FIXED`, or `ZERO` where it is known to be zeros), carries the examples along
+one axis (its number), is a sum over the examples of something that each of them gives (`PARTIAL`: of some
+examples, a part of the sum), or mixes them in another way (`MIXED`).
 Primitives that are not listed count as mixing: a refusal too many is safe, a wrong derivative is not.
 """
 
@@ -12,12 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from nablad_service.engine.merged import CALLS
 
 FIXED: Final = -1
 MIXED: Final = -2
+PARTIAL: Final = -3
+ZERO: Final = -4
+CONVOLUTION: Final = "conv_general_dilated"
 Axis: TypeAlias = int
-"""FIXED, MIXED, or the axis along which the examples lie."""
+"""FIXED, ZERO, PARTIAL, MIXED, or the axis along which the examples lie."""
 
 
 def result_axis(closed: ClosedJaxpr, axes: Sequence[Axis]) -> Axis:
@@ -27,27 +34,33 @@ def result_axis(closed: ClosedJaxpr, axes: Sequence[Axis]) -> Axis:
 
 def keeps_examples_apart(closed: ClosedJaxpr, x_axis: int, y_axis: int) -> bool:
     """Whether entry i of the result along `y_axis` depends on entry i of the argument along `x_axis`."""
-    return result_axis(closed, [x_axis]) in (y_axis, FIXED)
+    return result_axis(closed, [x_axis]) in (y_axis, FIXED, ZERO)
 
 
 def _walk(jaxpr: Jaxpr, axes: Sequence[Axis]) -> list[Axis]:
     known: dict[Any, Axis] = dict(zip(jaxpr.invars, axes, strict=True))
 
     def axis_of(atom: Any) -> Axis:
-        return FIXED if isinstance(atom, Literal) else known.get(atom, FIXED)
+        return literal(atom.val) if isinstance(atom, Literal) else known.get(atom, FIXED)
 
     for equation in jaxpr.eqns:
         inputs = [axis_of(atom) for atom in equation.invars]
-        outputs = _through(equation, inputs)
+        outputs = through(equation, inputs)
         known.update(zip(equation.outvars, outputs, strict=True))
     return [axis_of(atom) for atom in jaxpr.outvars]
 
 
-def _through(equation: JaxprEqn, inputs: list[Axis]) -> list[Axis]:
-    count = len(equation.outvars)
-    if all(axis == FIXED for axis in inputs):
-        return [FIXED] * count
-    name = equation.primitive.name
+def literal(number: Any) -> Axis:
+    """What a number of the computation itself is."""
+    return ZERO if not np.ndim(number) and number == 0 else FIXED
+
+
+def through(equation: JaxprEqn, inputs: list[Axis]) -> list[Axis]:
+    """What the results of one step are, given what it reads is."""
+    count, name = len(equation.outvars), equation.primitive.name
+    if all(axis in (FIXED, ZERO) for axis in inputs):
+        zeros = name in KEEP_SUMS and name not in BY_FIXED and FIXED not in inputs
+        return [ZERO if zeros else FIXED] * count
     if MIXED in inputs:
         return [MIXED] * count
     if name in CALLS:
@@ -55,12 +68,25 @@ def _through(equation: JaxprEqn, inputs: list[Axis]) -> list[Axis]:
         return _walk(getattr(inner, "jaxpr", inner), inputs)
     if name == "scan":
         return _scan(equation, inputs)
+    if PARTIAL in inputs:
+        return [PARTIAL if _keeps_sums(equation, inputs) else MIXED] * count
+    inputs = [FIXED if axis == ZERO else axis for axis in inputs]
     rule = RULES.get(name)
     if rule is not None:
         return [rule(equation, inputs)] * count
     if name in ELEMENTWISE:
         return [_elementwise(equation, inputs)] * count
     return [MIXED] * count
+
+
+def _keeps_sums(equation: JaxprEqn, inputs: list[Axis]) -> bool:
+    """Whether the step may be done to each part of a sum, before they are added."""
+    name = equation.primitive.name
+    if name in BY_FIXED:  # a product with, or a quotient by, what all parts share
+        return inputs == [PARTIAL, FIXED] or (name == "mul" and inputs == [FIXED, PARTIAL])
+    if _aval(equation.outvars[0]).size > sum(_aval(atom).size for atom in equation.invars):
+        return False  # right, and dearer for each part
+    return name in KEEP_SUMS and all(axis in (PARTIAL, ZERO) for axis in inputs)
 
 
 def _aval(atom: Any) -> Any:
@@ -91,6 +117,8 @@ def _reduce(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
     axes = equation.params["axes"]
     carried = {axis for axis in inputs if axis != FIXED}
     axis = carried.pop()
+    if axis in axes and equation.primitive.name == "reduce_sum":
+        return PARTIAL
     if carried or axis in axes:
         return MIXED
     return axis - sum(other < axis for other in axes)
@@ -126,6 +154,9 @@ def _dot(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
         # Both carry examples: only as the same batch axis do they stay apart.
         if left in left_batch and right in right_batch and left_batch.index(left) == right_batch.index(right):
             return int(left_batch.index(left))
+        if left in left_contract and right in right_contract:
+            same = left_contract.index(left) == right_contract.index(right)
+            return PARTIAL if same else MIXED
         return MIXED
     if left != FIXED:
         return _dot_side(left, left_batch, left_contract, len(left_batch))
@@ -137,7 +168,7 @@ def _dot_side(axis: Axis, batch: Sequence[int], contract: Sequence[int], offset:
     if axis in batch:
         return list(batch).index(axis)
     if axis in contract:
-        return MIXED
+        return PARTIAL
     taken = [*batch, *contract]
     return offset + axis - sum(other < axis for other in taken)
 
@@ -179,6 +210,9 @@ def _unstack(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
 
 def _convolution(equation: JaxprEqn, inputs: list[Axis]) -> Axis:
     numbers = equation.params["dimension_numbers"]
+    groups = (equation.params["feature_group_count"], equation.params["batch_group_count"])
+    if inputs == [numbers.lhs_spec[1], numbers.rhs_spec[1]] and groups == (1, 1):
+        return PARTIAL  # the gradient in a kernel: examples stand where channels do
     if inputs[1] != FIXED or inputs[0] != numbers.lhs_spec[0] or equation.params["batch_group_count"] != 1:
         return MIXED
     return int(numbers.out_spec[0])
@@ -214,9 +248,7 @@ def _scan(equation: JaxprEqn, inputs: list[Axis]) -> list[Axis]:
     params = equation.params
     body, consts, carries = params["jaxpr"].jaxpr, params["num_consts"], params["num_carry"]
     # The loop goes over the first axis of what it is given along; examples there meet in the carry.
-    along = [
-        FIXED if axis == FIXED else axis - 1 if axis > 0 else MIXED for axis in inputs[consts + carries :]
-    ]
+    along = [axis if axis < 0 else axis - 1 if axis > 0 else MIXED for axis in inputs[consts + carries :]]
     carried = inputs[consts : consts + carries]
     while True:
         after = _walk(body, [*inputs[:consts], *carried, *along])
@@ -227,9 +259,12 @@ def _scan(equation: JaxprEqn, inputs: list[Axis]) -> list[Axis]:
 
 
 def _either(one: Axis, other: Axis) -> Axis:
-    if FIXED in (one, other):
-        return max(one, other) if MIXED not in (one, other) else MIXED
-    return one if one == other else MIXED
+    if one == other:
+        return one
+    if ZERO in (one, other):
+        return one if other == ZERO else other
+    fixed = FIXED in (one, other) and max(one, other) >= 0
+    return max(one, other) if fixed else MIXED
 
 
 RULES: dict[str, Callable[[JaxprEqn, list[Axis]], Axis]] = {
@@ -252,7 +287,7 @@ RULES: dict[str, Callable[[JaxprEqn, list[Axis]], Axis]] = {
     "split": _along_other_axis,
     "stack": _stack,
     "unstack": _unstack,
-    "conv_general_dilated": _convolution,
+    CONVOLUTION: _convolution,
     "reduce_window_sum": _select_and_window,
     "reduce_window_max": _select_and_window,
     "reduce_window_min": _select_and_window,
@@ -274,18 +309,25 @@ RULES: dict[str, Callable[[JaxprEqn, list[Axis]], Axis]] = {
     ),
 }
 
-CALLS = {
-    "pjit": "jaxpr",
-    "jit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "remat": "jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
-}
+BY_FIXED = frozenset(["mul", "div"])
+KEEP_SUMS = frozenset(
+    [
+        *BY_FIXED,
+        "add",
+        "add_any",
+        "broadcast_in_dim",
+        "convert_element_type",
+        "copy",
+        "concatenate",
+        "neg",
+        "reduce_sum",
+        "reshape",
+        "squeeze",
+        "sub",
+        "transpose",
+    ]
+)
+"""Linear, and no dearer for each part than once for the sum: a matrix product is linear too."""
 
 # fmt: off
 ELEMENTWISE = frozenset([
