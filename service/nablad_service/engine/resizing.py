@@ -49,6 +49,8 @@ def do(
         return _through(jaxpr, getattr(inner, "consts", ()), axes, operands, part)
     if name == "scan":
         return _scan(equation, axes, results, operands, part)
+    if name == CONVOLUTION:
+        return [_convolution(equation, operands)]
     return bind(equation, operands, _resized(equation, axes, results, part.length))
 
 
@@ -58,6 +60,26 @@ def bind(equation: JaxprEqn, operands: Sequence[Any], params: dict[str, Any] | N
     with equation.ctx.manager:
         made = primitive.bind(*operands, **settings)
     return made if primitive.multiple_results else [made]
+
+
+def _convolution(equation: JaxprEqn, operands: Sequence[Any]) -> Any:
+    """A convolution with channels last.
+
+    XLA for CPUs brings convolutions into this form, the one that it has fast code for, but not inside loops:
+    there four to seven times the time of the same convolution outside was measured.
+    """
+    numbers = equation.params["dimension_numbers"]
+    lhs, rhs, out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
+    rank = len(lhs)
+    last = (0, rank - 1, *range(1, rank - 1))
+    params = {
+        **equation.params,
+        "dimension_numbers": jax.lax.ConvDimensionNumbers(last, (rank - 1, rank - 2, *range(rank - 2)), last),
+    }
+    images = jax.lax.transpose(operands[0], (lhs[0], *lhs[2:], lhs[1]))
+    kernel = jax.lax.transpose(operands[1], (*rhs[2:], rhs[1], rhs[0]))
+    (made,) = bind(equation, [images, kernel], params)
+    return jax.lax.transpose(made, [last[out.index(axis)] for axis in range(rank)])
 
 
 def shared(equation: JaxprEqn, axes: Sequence[Axis]) -> list[tuple[int, int]]:
