@@ -82,6 +82,12 @@ class Question(Message):
         description="Strategies pinned by operator; `POST /v1/plan` lists what there is.",
         examples=[{"laplacian": "forward_over_reverse"}],
     )
+    examples_at_once: int | None = Field(
+        None, gt=0, description="Compute so many examples at a time; by default the server chooses."
+    )
+    memory_limit: int | None = Field(
+        None, gt=0, description="Bytes that the computation may take, by estimate; fewer examples at once."
+    )
     seed: int = Field(0, description="Seed of the program's random operators.")
     deadline_ms: float | None = Field(
         None, gt=0, description="Give up with 504 after this many milliseconds."

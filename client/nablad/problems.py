@@ -73,6 +73,7 @@ CODES: dict[str, Kind] = {
     "overloaded": Kind(503, "The server is busy", errors.Unavailable),
     "stopping": Kind(503, "The server is stopping", errors.Unavailable),
     "deadline": Kind(504, "The deadline passed", errors.DeadlineExceeded),
+    "memory_limit": Kind(422, "The program does not fit in the memory it may have", errors.ProgramError),
     "out_of_memory": Kind(507, "The device ran out of memory", errors.Unavailable),
     "storage": Kind(507, "The repository could not be written", errors.Unavailable),
     "internal": Kind(500, "The server failed", errors.ServerError),

@@ -20,7 +20,7 @@ def plan_document(
     first of `variants`.
     """
     times = {one.choices: one.milliseconds for one in learned.variants} if learned else {}
-    cost = traced.cost()
+    cost = traced.cost
     chosen = learned.variants[learned.chosen].choices if learned else ()
     found = {one.choices[0]: one for one in variants if len(one.choices) == 1}
     # A derivative done as by default is no change at all; a strategy without figures could not be traced.

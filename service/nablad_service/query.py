@@ -83,6 +83,10 @@ class Signature:
     term_gradients: Literal["none", "norms", "full"] = "none"
     strategies: tuple[tuple[str, str], ...] = ()
     """Strategies that the caller pinned, by operator."""
+    examples_at_once: int | None = None
+    """Examples that the caller wants to be computed at once; None leaves it to the planner."""
+    memory_limit: int | None = None
+    """Bytes that the caller allows; the server's own limit holds too."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,11 @@ class Settings(BaseSettings):
     max_array_bytes: int = Field(
         4096 * MEBIBYTE, gt=0, description="Largest array that a program may make on its way."
     )
+    memory_limit: int | None = Field(
+        None,
+        gt=0,
+        description="Estimated peak memory of a program in bytes; larger ones run on fewer examples at once.",
+    )
     max_queue: int = Field(256, gt=0, description="Calls that may wait for the device; more are refused.")
     max_programs: int = Field(512, gt=0, description="Compiled programs kept; the least recently used goes.")
     max_models: int = Field(1024, gt=0, description="Models hosted at once.")
@@ -82,5 +87,6 @@ class Settings(BaseSettings):
             derivative_order=self.derivative_order,
             evaluations=self.evaluations,
             iterations=self.iterations,
+            memory_bytes=self.memory_limit,
             array_bytes=self.max_array_bytes,
         )

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from nablad_service.engine.engine import Engine, Executable
-from nablad_service.engine.planner import worth_timing
+from nablad_service.engine.planner import Variant, fastest, second_round, worth_timing
 from nablad_service.learned_plans import LearnedPlan, LearnedPlans, Timed
 from nablad_service.query import Query, Signature
 from nablad_service.scheduler import Scheduler
@@ -29,8 +29,6 @@ MOST_COUNTED = 4096
 """Programs whose calls are counted; a server that sees more begins to count anew."""
 ROUNDS = 3
 """Runs of each variant, in turn, so that what else the machine does meets all of them alike."""
-CLEARLY = 0.95
-"""Share of the default's time that a variant must stay under to take its place: less is noise."""
 
 
 class Tuner:
@@ -79,22 +77,20 @@ class Tuner:
         """Cost, compile and time the variants of a program, and let the fastest one run from now on."""
         loop = asyncio.get_running_loop()
         variants = await loop.run_in_executor(self._thread, self._engine.variants, query)
-        kept = worth_timing(variants, None)
+        limit = self._engine.memory_limit(query)
+        first = worth_timing(variants, limit)
         compiled: dict[int, Executable] = {}
-        for index in kept if len(kept) > 1 else []:
-            compiled[index] = await loop.run_in_executor(
-                self._thread, self._compile, query, dict(variants[index].choices)
-            )
-        times: dict[int, list[float]] = {index: [] for index in compiled}
-        for turn in range(ROUNDS + 1):
-            for index, executable in compiled.items():
-                finished = await self._scheduler.run(partial(_timed, executable, query))
-                if turn:  # the first run of each is warming up
-                    times[index].append(finished.result)
-        medians = {index: statistics.median(runs) for index, runs in times.items()}
-        chosen = min(medians, key=medians.__getitem__, default=0)
-        if 0 in medians and medians[chosen] > CLEARLY * medians[0]:
-            chosen = 0
+        medians = await self._times(query, variants, first, compiled) if len(first) > 1 else {}
+        trials = second_round(variants, medians, self._engine.examples(query))
+        if trials:
+            more = await loop.run_in_executor(self._thread, self._engine.counted, query, trials)
+            second = range(len(variants), len(variants) + len(more))
+            variants = [*variants, *more]
+            fit = [index for index in second if limit is None or variants[index].cost.peak_bytes <= limit]
+            # Once more with what they must beat: times of one round are not those of another.
+            best = min(medians, key=medians.__getitem__)
+            medians |= await self._times(query, variants, [*dict.fromkeys((0, best)), *fit], compiled)
+        chosen = fastest(medians)
         plan = LearnedPlan(
             self._learned.key(query.signature),
             query.signature.text,
@@ -109,6 +105,23 @@ class Tuner:
         if chosen:
             self._replace(query.signature, compiled[chosen])
         return plan
+
+    async def _times(
+        self, query: Query, variants: list[Variant], kept: list[int], compiled: dict[int, Executable]
+    ) -> dict[int, float]:
+        """Median milliseconds of each variant in `kept`, run in turn; compiles what is not `compiled` yet."""
+        loop = asyncio.get_running_loop()
+        for index in kept:
+            if index not in compiled:
+                choices = dict(variants[index].choices)
+                compiled[index] = await loop.run_in_executor(self._thread, self._compile, query, choices)
+        times: dict[int, list[float]] = {index: [] for index in kept}
+        for turn in range(ROUNDS + 1):
+            for index in kept:
+                finished = await self._scheduler.run(partial(_timed, compiled[index], query))
+                if turn:  # the first run of each is warming up
+                    times[index].append(finished.result)
+        return {index: statistics.median(runs) for index, runs in times.items()}
 
     def _compile(self, query: Query, choices: dict[int, str]) -> Executable:
         return self._engine.compile(self._engine.trace(query, choices))

@@ -115,6 +115,8 @@ def _query(
         outputs=outputs,
         nesting=request.nesting,
         strategies=tuple(sorted(request.strategies.items())),
+        examples_at_once=request.examples_at_once,
+        memory_limit=request.memory_limit,
         dtype=dtype,
         term_gradients=term_gradients,
     )

@@ -12,7 +12,6 @@ written in wherever it matters (a mean divides by it), and a chunk cannot mistak
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,15 @@ from nablad_service.engine.resizing import Part, bind, do, shared
 MOST_LOOPS = 3
 """Loops one after the other; what would need more is done for all examples."""
 WHOLE = (FIXED, ZERO)
-REPEAT = ELEMENTWISE | {"broadcast_in_dim", "reduce_sum", "reshape", "squeeze", "transpose"}
+REPEAT = ELEMENTWISE | {
+    "broadcast_in_dim",
+    "concatenate",
+    "dot_general",
+    "reduce_sum",
+    "reshape",
+    "squeeze",
+    "transpose",
+}
 """Primitives whose results are looked through for values that merely repeat themselves."""
 
 
@@ -38,20 +45,6 @@ class Examples:
 
     number: int
     axes: tuple[int | None, ...]
-
-
-def examples_in(shapes: Sequence[tuple[int, ...] | None]) -> Examples | None:
-    """The examples of a computation with inputs of `shapes` (None for what holds none, parameters).
-
-    The length that most inputs have along some axis, the largest of them. A wrong guess costs time, never
-    the meaning.
-    """
-    lengths = Counter(length for shape in shapes if shape for length in set(shape) if length > 1)
-    if not lengths:
-        return None
-    number = max(lengths, key=lambda length: (lengths[length], length))
-    axes = [shape.index(number) if shape and number in shape else None for shape in shapes]
-    return Examples(number, tuple(axes))
 
 
 def in_chunks(closed: ClosedJaxpr, examples: Examples, at_once: int) -> Callable[..., list[Any]]:

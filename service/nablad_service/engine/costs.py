@@ -42,21 +42,40 @@ class Cost:
 def cost(computation: ClosedJaxpr | Merged) -> Cost:
     """The cost of a traced computation."""
     flat = computation if isinstance(computation, Merged) else merged(computation)
+    flops = sum(_of_equation(step.equation)[0] for step in flat.steps)
+    peak, _ = _peak(flat)
+    return Cost(flops, peak)
+
+
+def largest_at_peak(flat: Merged) -> tuple[int, str]:
+    """The size of the largest value alive at the worst moment, and the scopes that it was made in."""
+    _, position = _peak(flat)
+    made_by = {value: step for step in flat.steps[: position + 1] for value in step.makes}
+    still_read = {value for step in flat.steps[position:] for value in (*step.reads, *step.makes)}
+    alive = [value for value in made_by if value in still_read]
+    if not alive:
+        return max((flat.bytes(value) for value in flat.arguments), default=0), ""
+    largest = max(alive, key=flat.bytes)
+    return flat.bytes(largest), str(made_by[largest].equation.source_info.name_stack)
+
+
+def _peak(flat: Merged) -> tuple[int, int]:
+    """Bytes alive at the worst moment, and the position of the step at that moment."""
     given = {*flat.arguments, *flat.fixed}  # alive from beginning to end
     last: dict[int, int] = {}
     for position, step in enumerate(flat.steps):
         last.update(dict.fromkeys(step.reads, position))
     last.update(dict.fromkeys(flat.results, len(flat.steps)))
-    flops, alive = 0.0, sum(flat.bytes(value) for value in given)
-    peak = alive
+    alive = peak = sum(flat.bytes(value) for value in given)
+    at = 0
     for position, step in enumerate(flat.steps):
-        of_step, inside = _of_equation(step.equation)
-        flops += of_step
+        _, inside = _of_equation(step.equation)
         alive += sum(flat.bytes(value) for value in step.makes)
-        peak = max(peak, alive + inside)
+        if alive + inside > peak:
+            peak, at = alive + inside, position
         done = {value for value in (*step.reads, *step.makes) if last.get(value, position) <= position}
         alive -= sum(flat.bytes(value) for value in done if value not in given)
-    return Cost(flops, peak)
+    return peak, at
 
 
 def _of_equation(equation: JaxprEqn) -> tuple[float, int]:

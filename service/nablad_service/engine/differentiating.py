@@ -159,7 +159,7 @@ def _choice(
         return Choice(pinned, "asked for")
     planned = meaning.choices.get(node.index)
     if planned is not None and obstacles[planned] is None:
-        return Choice(planned, "fastest when timed")
+        return Choice(planned, meaning.why)
     if meaning.nesting in row.strategies:
         return Choice(meaning.nesting, "asked for")
     return row.choose(shapes)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import jax
@@ -17,6 +19,8 @@ from nablad_service.engine.derivatives import Choice
 from nablad_service.engine.diagnosis import Diagnosis
 from nablad_service.engine.environment import Meaning
 from nablad_service.engine.evaluation import Evaluation
+from nablad_service.engine.examples import examples_of, for_some_at_a_time
+from nablad_service.engine.memory import fitted
 from nablad_service.engine.modes import (
     NoForwardMode,
     need_no_pushed_rule,
@@ -25,8 +29,8 @@ from nablad_service.engine.modes import (
 )
 from nablad_service.engine.objective import loss_value, named_value, objective, result_of
 from nablad_service.engine.operators import SIGNATURES
-from nablad_service.engine.plan import Plan, plan_of
-from nablad_service.engine.planner import Choices, Variant, variants
+from nablad_service.engine.plan import Plan, PlannedExamples, plan_of
+from nablad_service.engine.planner import EXAMPLES, Choices, Variant, variants
 from nablad_service.engine.registered import Registered, registered_as
 from nablad_service.engine.values import in_words
 from nablad_service.engine.watching import Record
@@ -46,6 +50,7 @@ class Traced:
     computation: Any
     answer_bytes: int
 
+    @cached_property
     def cost(self) -> Cost:
         """Operations and peak memory, counted without compiling."""
         return cost(self.computation.jaxpr)
@@ -152,18 +157,49 @@ class Engine:
     def trace(self, query: Query, choices: Choices | None = None) -> Traced:
         """Check shapes and dtypes by abstract evaluation and choose a strategy for each derivative.
 
-        `choices` are the planner's; without them the static rules decide.
+        `choices` are the planner's; without them the static rules decide. Where the program would need more
+        memory than it may have, fewer examples are computed at once.
 
         Raises:
             Refusal: pointing at the piece of text that does not fit.
         """
-        evaluation, computation = self._traced(query, choices or {})
+        traced = self._planned(query, choices or {})
+        limit = self.memory_limit(query)
+        if limit is None or traced.cost.peak_bytes <= limit:
+            return traced
+        examples = None if query.signature.examples_at_once else examples_of(query)
+        return fitted(
+            traced,
+            lambda choices: self._planned(query, choices, why="so that it fits in memory"),
+            traced.plan.alternatives(),
+            examples.number if examples else None,
+            limit,
+            self.parse(query.signature),
+        )
+
+    def memory_limit(self, query: Query) -> int | None:
+        """Bytes that the computation of a query may take: the less of what server and caller allow."""
+        limits = (self.limits.memory_bytes, query.signature.memory_limit)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def _planned(self, query: Query, choices: Choices, why: str = Meaning.why) -> Traced:
+        pinned = query.signature.examples_at_once
+        at_once = pinned or int(choices.get(EXAMPLES, 0))
+        evaluation, computation = self._traced(query, choices, why)
+        plan = plan_of(evaluation, query.signature)
+        examples = examples_of(query) if at_once else None
+        if pinned and examples is None:
+            raise Refusal("strategy", "examples_at_once is asked for, but no input is an array of examples")
+        if examples is not None and at_once < examples.number:
+            computation = for_some_at_a_time(computation, query, examples, at_once)
+            why = "asked for" if pinned else why
+            plan = replace(plan, examples=PlannedExamples(examples.number, at_once, why))
         answer = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(computation.out_info))
         if answer > self.limits.array_bytes:
             size, limit = in_words(answer), in_words(self.limits.array_bytes)
             detail = f"the answer would have {size}, the limit is {limit}; ask for less of it"
             raise Refusal("limit", detail)
-        return Traced(plan_of(evaluation, query.signature), computation, answer)
+        return Traced(plan, computation, answer)
 
     def variants(self, query: Query, default: Traced | None = None) -> list[Variant]:
         """The ways to compute a query that are worth knowing, with their costs; compiles nothing.
@@ -174,30 +210,55 @@ class Engine:
             Refusal: as `trace` does.
         """
         plain = default or self.trace(query)
+        if plain.plan.examples is not None:
+            return [Variant((), plain.cost)]  # no more of them at once would fit in memory
 
         def count(choices: Choices) -> tuple[Cost, str]:
-            try:
-                traced = self.trace(query, choices) if choices else plain
-            except Refusal as refusal:
-                raise LookupError(refusal.detail) from refusal
-            return traced.cost(), str(traced.computation.jaxpr)
+            return self._count(query, choices) if choices else (plain.cost, str(plain.computation.jaxpr))
 
-        return variants(plain.plan.alternatives(), count)
+        return variants(plain.plan.alternatives(), count, self.examples(query))
 
-    def _traced(self, query: Query, choices: Choices) -> tuple[Evaluation, Any]:
+    def counted(self, query: Query, trials: list[dict[int, str]]) -> list[Variant]:
+        """The variants of some choices, with their costs; those that cannot be traced are left out."""
+        found = []
+        for choices in trials:
+            with contextlib.suppress(LookupError):
+                found.append(Variant(tuple(sorted(choices.items())), self._count(query, choices)[0]))
+        return found
+
+    def _count(self, query: Query, choices: Choices) -> tuple[Cost, str]:
+        try:
+            traced = self._planned(query, choices)
+        except Refusal as refusal:
+            raise LookupError(refusal.detail) from refusal
+        return traced.cost, str(traced.computation.jaxpr)
+
+    def examples(self, query: Query) -> int | None:
+        """How many examples the planner may divide; None where there are none, or the caller has decided."""
+        signature = query.signature
+        if signature.nesting != "auto" or signature.examples_at_once is not None:
+            return None
+        found = examples_of(query)
+        return found.number if found else None
+
+    def _traced(self, query: Query, choices: Choices, why: str = Meaning.why) -> tuple[Evaluation, Any]:
         def work(evaluation: Evaluation) -> tuple[Evaluation, Any]:
             computation = jax.jit(objective(evaluation, query.signature)).trace(arguments(query))
             need_no_pushed_rule(computation.jaxpr)
             return evaluation, computation
 
-        return self._in_some_mode(query, work, choices)
+        return self._in_some_mode(query, work, choices, why)
 
     def _in_some_mode(
-        self, query: Query, work: Callable[[Evaluation], T], choices: Choices | None = None
+        self,
+        query: Query,
+        work: Callable[[Evaluation], T],
+        choices: Choices | None = None,
+        why: str = Meaning.why,
     ) -> T:
         """`work` with an evaluation of the query; with one in reverse mode alone where forward mode fails."""
         try:
-            return work(self._evaluation(query, choices or {}))
+            return work(self._evaluation(query, choices or {}, why))
         except (NotImplementedError, NoForwardMode, TypeError, ValueError) as error:
             if not no_forward_mode(error):
                 _refuse_what_has_no_derivative(error)
@@ -241,7 +302,9 @@ class Engine:
         compiled = self._in_some_mode(query, work).lower().compile()
         return lambda: differences.report(jax.device_get(compiled(arguments(query))))
 
-    def _evaluation(self, query: Query, choices: Choices, *, reverse_only: bool = False) -> Evaluation:
+    def _evaluation(
+        self, query: Query, choices: Choices, why: str = Meaning.why, *, reverse_only: bool = False
+    ) -> Evaluation:
         signature = query.signature
         meaning = Meaning(
             program=self.parse(signature),
@@ -254,6 +317,7 @@ class Engine:
             functions=self.functions,
             strategies=dict(signature.strategies),
             choices=choices,
+            why=why,
             reverse_only=reverse_only,
         )
         return Evaluation(meaning)

@@ -45,6 +45,8 @@ class Meaning:
     """Strategies that the caller pinned, by operator."""
     choices: Mapping[int, str] = field(default_factory=dict)
     """Strategies that the planner chose, by derivative."""
+    why: str = "fastest when timed"
+    """Why it chose them."""
     reverse_only: bool = False
     """Whether something in the program has no forward mode."""
 

@@ -62,7 +62,8 @@ class Evaluation:
         try:
             if self.record is not None:
                 environment = self._watched(node, environment, self.record)
-            value = RULES[type(node)](self, node, environment)
+            with jax.named_scope(f"node_{index}"):
+                value = RULES[type(node)](self, node, environment)
             if self.record is not None:
                 value = seen(value, index, self.record)
             for leaf in jax.tree.leaves(value):

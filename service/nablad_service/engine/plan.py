@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from nablad_service.engine.cautions import of_slopes
@@ -43,12 +43,23 @@ class Caution:
 
 
 @dataclass(frozen=True)
+class PlannedExamples:
+    """The examples of a program that are not computed all at once."""
+
+    number: int
+    at_once: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """The strategies chosen for a signature: the key of the compiled program, and its explanation."""
 
     signature: Signature
     derivatives: tuple[PlannedDerivative, ...]
     cautions: tuple[Caution, ...]
+    examples: PlannedExamples | None = None
+    """None where all go at once."""
 
     def alternatives(self) -> dict[int, tuple[str, ...]]:
         """Other strategies by derivative, where the planner is free to choose."""
@@ -63,6 +74,9 @@ class Plan:
             f"line {one.line}: {one.text}  [{one.strategy}] {one.reason}" for one in self.derivatives
         ] or ["no inner derivatives"]
         lines += [f"caution, line {one.line}: {one.text}  {one.message}" for one in self.cautions]
+        if self.examples is not None:
+            few = f"{self.examples.at_once} of {self.examples.number} examples at a time"
+            lines.append(f"{few}  [chunks] {self.examples.reason}")
         if self.signature.kind == "gradient":
             variables = ", ".join(variable.key for variable in self.signature.wrt)
             lines.append(f"outer gradient with respect to {variables}  [reverse] the loss is a scalar")
@@ -91,6 +105,7 @@ class Plan:
                 {"line": one.line, "column": one.column, "text": one.text, "message": one.message}
                 for one in self.cautions
             ],
+            "examples": asdict(self.examples) if self.examples else None,
             "explanation": self.explain(),
         }
 

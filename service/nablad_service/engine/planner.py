@@ -1,32 +1,40 @@
-"""Which strategies to try: the default, one change at a time, and the best changes together.
+"""Which ways to try: the default, one change at a time, the best changes together, few examples at a time.
 
 Trying all combinations would trace a program exponentially often, and derivatives seldom interact: what is
 best for one is best whatever the others do, but for merged subexpressions. So each derivative is varied
 alone, the costs are counted without compiling, and what cannot win is dropped. Counting alone picks badly,
 because two computations of equal operations can differ several times in speed; it only says what need not be
-timed.
+timed. What was timed first says what to try in a second round: the fastest strategies, in chunks of examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nablad_service.engine.costs import Cost
 
 Choices = Mapping[int, str]
-"""Strategies by derivative, where they are not the default's."""
+"""Strategies by derivative, where they are not the default's; under `EXAMPLES` how many go at once."""
+EXAMPLES = -1
+"""Stands among derivatives for the examples of the whole program."""
 
 MOST_TRACED = 24
 """Variants whose cost is counted for one program."""
-MOST_KEPT = 4
+MOST_KEPT = 8
 """Variants worth compiling and timing, the default among them."""
+MOST_IN_SECOND_ROUND = 4
 HOPELESS = 4.0
 """Times the operations of the cheapest at which a variant is not timed.
 
 Wide, since loops that send one tangent through after the other count more and were measured to be fastest:
 a Laplacian in ten dimensions took a third of the time with twice the operations.
 """
+WORKING_SETS = (1 << 20, 1 << 22)
+"""Bytes that a chunk of examples should have at work: near the sizes of caches."""
+CLEARLY = 0.95
+"""Share of the default's time that a variant must stay under to take its place: less is noise."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +47,29 @@ class Variant:
     same_as: int | None = None
     """An earlier variant that is the same computation."""
 
+    @property
+    def strategies(self) -> dict[int, str]:
+        """The choices without the number of examples."""
+        return {node: strategy for node, strategy in self.choices if node != EXAMPLES}
+
+
+def chunk_sizes(peak_bytes: int, examples: int) -> tuple[int, ...]:
+    """How many examples at once are worth a trial, for a computation with such a peak for all of them."""
+    each = max(peak_bytes / examples, 1.0)
+    sizes = (2 ** max(round(math.log2(room / each)), 0) for room in WORKING_SETS)
+    return tuple(dict.fromkeys(size for size in sizes if 2 * size <= examples))
+
 
 def variants(
-    alternatives: Mapping[int, tuple[str, ...]], count: Callable[[Choices], tuple[Cost, str]]
+    alternatives: Mapping[int, tuple[str, ...]],
+    count: Callable[[Choices], tuple[Cost, str]],
+    examples: int | None = None,
 ) -> list[Variant]:
     """The default, then every derivative changed alone, then the changes that were cheaper, together.
 
-    `count` gives the cost of a choice and a text that equal computations share; it raises `LookupError` where
-    the choice cannot be traced.
+    The default and the last of these also in chunks of its `examples`, where it has any. `count` gives the
+    cost of a choice and a text that equal computations share; it raises `LookupError` where the choice cannot
+    be traced.
     """
     found: list[Variant] = []
     texts: dict[str, int] = {}
@@ -67,6 +90,9 @@ def variants(
     default = add({})
     if default is None:
         return found
+    sizes = chunk_sizes(default.cost.peak_bytes, examples) if examples else ()
+    for size in sizes:
+        add({EXAMPLES: str(size)})
     cheapest: dict[int, tuple[float, str]] = {}
     for derivative, strategies in alternatives.items():
         for strategy in strategies:
@@ -76,12 +102,15 @@ def variants(
             best, _ = cheapest.get(derivative, (default.cost.flops, ""))
             if variant.cost.flops < best:
                 cheapest[derivative] = (variant.cost.flops, strategy)
-    if len(cheapest) > 1:
-        add({derivative: strategy for derivative, (_, strategy) in cheapest.items()})
+    together = {derivative: strategy for derivative, (_, strategy) in cheapest.items()}
+    if len(together) > 1:
+        add(together)
+    for size in sizes if together else ():
+        add({**together, EXAMPLES: str(size)})
     return found
 
 
-def worth_timing(found: list[Variant], memory_limit: int | None) -> list[int]:
+def worth_timing(found: Sequence[Variant], memory_limit: int | None) -> list[int]:
     """Positions of the variants to compile: the default first, then by operations."""
     different = [
         index
@@ -95,3 +124,28 @@ def worth_timing(found: list[Variant], memory_limit: int | None) -> list[int]:
     hopeful.sort(key=lambda index: found[index].cost.flops)
     start = [0] if 0 in different else []
     return [*start, *hopeful][:MOST_KEPT]
+
+
+def second_round(
+    found: Sequence[Variant], times: Mapping[int, float], examples: int | None
+) -> list[dict[int, str]]:
+    """What to time next, given the times of some variants: the fastest strategies in chunks of examples."""
+    if not examples or not times:
+        return []
+    ranked = sorted(times, key=times.__getitem__)
+    at_once = dict(found[ranked[0]].choices).get(EXAMPLES)
+    tried = {one.choices for one in found}
+    trials: list[dict[int, str]] = []
+    for index in ranked[:3]:
+        sizes = (at_once,) if at_once else chunk_sizes(found[index].cost.peak_bytes, examples)
+        for size in sizes:
+            choices = {**found[index].strategies, EXAMPLES: str(size)}
+            if tuple(sorted(choices.items())) not in tried and choices not in trials:
+                trials.append(choices)
+    return trials[:MOST_IN_SECOND_ROUND]
+
+
+def fastest(times: Mapping[int, float]) -> int:
+    """The variant to run: the default, unless another is clearly faster."""
+    chosen = min(times, key=times.__getitem__, default=0)
+    return 0 if 0 in times and times[chosen] > CLEARLY * times[0] else chosen

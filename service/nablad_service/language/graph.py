@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nablad_service.language.places import Span
+from nablad.place import Place
+from nablad_service.language.places import Span, place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +260,11 @@ class Program:
     """Where the last expression stands: a name there is a place of its own."""
     orders: tuple[int, ...] = field(repr=False)
     """Derivatives inside one another, by node."""
+
+    def place_of(self, index: int) -> Place | None:
+        """Where a node stands in the text; None for what no text wrote."""
+        span = self.nodes[index].span if index < len(self.nodes) else None
+        return place(self.text, span) if span else None
 
     def schedule(self, targets: Iterable[int]) -> tuple[int, ...]:
         """The nodes to evaluate, in order, so that all of `targets` are known."""

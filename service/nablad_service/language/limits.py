@@ -23,5 +23,7 @@ class Limits:
     """`def`s that call one another."""
     iterations: int = 1_000_000
     """Times that loops run their bodies, loops inside one another multiplied."""
+    memory_bytes: int | None = None
+    """Estimated peak memory that a program may have, in bytes; None for any."""
     array_bytes: int = 4 * 1024**3
     """Largest array that a program may make on its way, in bytes."""

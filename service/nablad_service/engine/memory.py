@@ -1,0 +1,100 @@
+"""A program within a budget of memory: fewer examples at once, then other strategies, then a refusal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from nablad.place import Place
+from nablad.problems import Refusal
+from nablad_service.engine.costs import largest_at_peak
+from nablad_service.engine.merged import merged
+from nablad_service.engine.planner import EXAMPLES, Choices
+from nablad_service.engine.values import in_words
+from nablad_service.language import graph
+
+if TYPE_CHECKING:
+    from nablad_service.engine.engine import Traced
+
+
+def fitted(
+    first: Traced,
+    trace: Callable[[Choices], Traced],
+    alternatives: Mapping[int, tuple[str, ...]],
+    examples: int | None,
+    limit: int,
+    program: graph.Program,
+) -> Traced:
+    """The program with as many examples at once as `limit` allows, by the default strategies if they fit.
+
+    `first` is what does not fit; `trace` gives it in other ways; `examples` says how many there are, None
+    where they must stay together.
+
+    Raises:
+        Refusal: `memory_limit` where nothing fits, with the least estimate and what takes the most.
+    """
+    least = first
+    for choices in _bases(alternatives):
+        whole = _or_none(trace, choices) if choices else first
+        if whole is None:
+            continue
+        found = _in_chunks(whole, trace, choices, examples, limit)
+        least = min(least, found, key=lambda one: one.cost.peak_bytes)
+        if least.cost.peak_bytes <= limit:
+            return least
+    size, made_in = largest_at_peak(merged(first.computation.jaxpr))
+    where = _at_fault(program, made_in)
+    detail = (
+        f"the program needs {in_words(least.cost.peak_bytes)} at least, "
+        f"{in_words(first.cost.peak_bytes)} as it stands; the limit is {in_words(limit)}"
+    )
+    if where is not None:
+        detail += f"; what is here makes the largest array at the peak, {in_words(size)}"
+    hint = "send fewer examples" if examples else "raise memory_limit"
+    raise Refusal("memory_limit", f"{detail}; {hint}", where)
+
+
+def _bases(alternatives: Mapping[int, tuple[str, ...]]) -> Iterable[dict[int, str]]:
+    yield {}
+    for derivative, strategies in alternatives.items():
+        for strategy in strategies:
+            yield {derivative: strategy}
+
+
+def _in_chunks(
+    whole: Traced, trace: Callable[[Choices], Traced], choices: Choices, examples: int | None, limit: int
+) -> Traced:
+    """The largest chunks that fit; where none does, what needs least."""
+    if whole.cost.peak_bytes <= limit or not examples or examples < 2:
+        return whole
+    one = _or_none(trace, {**choices, EXAMPLES: "1"})
+    if one is None or one.cost.peak_bytes > limit:
+        return one or whole
+    # Memory grows with the chunk by the same step, but for what the count rounds.
+    step = (whole.cost.peak_bytes - one.cost.peak_bytes) / (examples - 1)
+    at_once = int((limit - one.cost.peak_bytes) / step) + 1 if step > 0 else 1
+    at_once = min(at_once, examples // 2)
+    while at_once > 1:
+        found = _or_none(trace, {**choices, EXAMPLES: str(at_once)})
+        if found is not None and found.cost.peak_bytes <= limit:
+            return found
+        at_once = at_once * 3 // 4
+    return one
+
+
+def _or_none(trace: Callable[[Choices], Traced], choices: Choices) -> Traced | None:
+    try:
+        return trace(choices)
+    except Refusal:
+        return None
+
+
+def _at_fault(program: graph.Program, made_in: str) -> Place | None:
+    """The derivative that a step of the computation comes from, the innermost one; or else the operation.
+
+    `made_in` holds the scopes in which the step was traced, which are named after the nodes of the program.
+    """
+    nodes = [program.nodes[int(index)] for index in re.findall(r"node_(\d+)", made_in)]
+    derivatives = [node for node in nodes if isinstance(node, graph.Derivative)]
+    return next((program.place_of(node.index) for node in reversed(derivatives or nodes) if node.span), None)
