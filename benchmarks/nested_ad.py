@@ -9,7 +9,7 @@ Each row is a loss that holds inner derivatives; its value and its gradient in t
 
     naive      jax.grad, jacobian (which is jacrev), hessian and vmap, one inside the other, under jit
     variants   every way that the engine knows for the program
-    auto       the variant that the server's tuner picks: pruned by costs, timed a few times
+    auto       the variant that the server's tuner picks: pruned by costs, timed in two rounds
 
 all compiled beforehand, in one process, in turn. Naive code and engine call the same model function, so what
 differs is the differentiation. All results must agree, else there is no page.
@@ -39,10 +39,17 @@ from nablad.messages import GradientRequest
 from nablad_service.engine.costs import Cost, cost
 from nablad_service.engine.engine import Engine, Executable
 from nablad_service.engine.plan import Plan
-from nablad_service.engine.planner import Variant, worth_timing
+from nablad_service.engine.planner import (
+    EXAMPLES,
+    Choices,
+    chunk_sizes,
+    fastest,
+    second_round,
+    worth_timing,
+)
 from nablad_service.hosting import ModelStore
 from nablad_service.query import Query, arguments
-from nablad_service.tuning import CLEARLY, ROUNDS
+from nablad_service.tuning import ROUNDS
 from nablad_service.validation import gradient_query
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "nested_ad.md"
@@ -136,6 +143,7 @@ loss(adapted, xq, yq)"""
 def rows(n: int, width: int) -> list[Row]:
     """All rows, for n examples and networks of a width."""
     few, pixels, channels, places = max(n // 8, 2), 12, max(width // 4, 2), 16
+    fewer = max(n // 32, 2)
     size = max(width // 2, 4)
     images, sequences = (few, 3, pixels, pixels), (few, places, size)
     scalar, field = mlp(8, width, width, 1), mlp(2, width, width, 1)
@@ -153,7 +161,7 @@ def rows(n: int, width: int) -> list[Row]:
         Row("batched Jacobian, 3 to 32", mlp(3, width, width, 32), BATCHED, {"x": (n, 3)}, batched),
         Row("batched Jacobian, 32 to 3", mlp(32, width, width, 3), BATCHED, {"x": (n, 32)}, batched),
         Row("batched Jacobian, 8 to 8", mlp(8, width, width, 8), BATCHED, {"x": (n, 8)}, batched),
-        Row("Jacobian, batchnorm in train mode", norms(width), JACOBIAN, {"x": (few, 8)}, jacobian, True),
+        Row("Jacobian, batchnorm in train mode", norms(width), JACOBIAN, {"x": (fewer, 8)}, jacobian, True),
         Row("HVP, MLP", scalar, PRODUCT, {"x": (n, 8), "v": (n, 8)}, hvp_squared),
         Row("HVP, conv", conv, PRODUCT, twice, hvp_squared),
         Row("d/dparams of v'Hv, MLP", scalar, CURVATURE, {"x": (n, 8), "v": (n, 8)}, curvature),
@@ -410,23 +418,78 @@ def naive(row: Row, query: Query) -> tuple[Any, Cost]:
 def label(choices: Sequence[tuple[int, str]], plan: Plan) -> str:
     """What a variant does other than the default, in words."""
     planned = {one.node: one for one in plan.derivatives}
-    words = [f"{planned[node].operator} of order {planned[node].order}: {name}" for node, name in choices]
+    words = [
+        f"{name} examples at a time"
+        if node == EXAMPLES
+        else f"{planned[node].operator} of order {planned[node].order}: {name}"
+        for node, name in sorted(choices, reverse=True)
+    ]
     return ", ".join(words) or "default"
 
 
-def tuned(found: list[Variant], compiled: Mapping[int, Executable], query: Query) -> int:
-    """The variant that the server's tuner (`nablad_service.tuning`) would choose."""
-    kept = [index for index in worth_timing(found, None) if index in compiled]
-    times: dict[int, list[float]] = {index: [] for index in kept}
-    for turn in range(ROUNDS + 1):
-        for index in kept:
-            started = time.perf_counter()
-            compiled[index].run(query)
-            if turn:  # the first run of each is warming up
-                times[index].append(time.perf_counter() - started)
-    medians = {index: statistics.median(runs) for index, runs in times.items()}
-    chosen = min(medians, key=medians.__getitem__, default=0)
-    return 0 if 0 in medians and medians[chosen] > CLEARLY * medians[0] else chosen
+class Variants:
+    """All variants of a program that were looked at, compiled and compared with the code by hand."""
+
+    def __init__(self, engine: Engine, query: Query, compare: Callable[[str, Any], None]) -> None:
+        self.engine, self.query, self._compare = engine, query, compare
+        self.found = engine.variants(query)
+        self.looked_at = len(self.found)
+        """Of these the planner counts the costs; the others are there to be compared."""
+        self.compiled: dict[int, Executable] = {}
+        self.losses: dict[int, float] = {}
+
+    def all(self) -> None:
+        """Compile each strategy for all examples and in chunks; those that are too large are left out."""
+        number = self.engine.examples(self.query)
+        sizes = chunk_sizes(self.found[0].cost.peak_bytes, number) if number else ()
+        for one in self.found[: self.looked_at]:
+            for size in sizes:
+                self.position({**one.strategies, EXAMPLES: str(size)})
+        for index, one in enumerate(self.found):
+            if one.same_as is None and (not index or one.cost.peak_bytes <= TOO_LARGE):
+                self.executable(index)
+
+    def position(self, choices: Choices) -> int | None:
+        """Where the variant of some choices is; None where it cannot be traced."""
+        wanted = tuple(sorted(choices.items()))
+        for index, one in enumerate(self.found):
+            if one.choices == wanted:
+                return index
+        self.found += self.engine.counted(self.query, [dict(choices)])
+        return len(self.found) - 1 if self.found[-1].choices == wanted else None
+
+    def executable(self, index: int) -> Executable:
+        """The variant at a position, compiled."""
+        if index not in self.compiled:
+            choices = self.found[index].choices
+            executable = self.engine.compile(self.engine.trace(self.query, dict(choices)))
+            answer = executable.run(self.query)
+            self.compiled[index] = executable
+            self._compare(label(choices, self.compiled[0].plan), answer)
+            self.losses[index] = float(answer["value"])
+        return self.compiled[index]
+
+    def tuned(self) -> int:
+        """The variant that the server's tuner (`nablad_service.tuning`) would choose."""
+        first = worth_timing(self.found[: self.looked_at], None)
+        medians = self._times(first) if len(first) > 1 else {}
+        trials = second_round(self.found[: self.looked_at], medians, self.engine.examples(self.query))
+        second = [index for index in map(self.position, trials) if index is not None]
+        if second:
+            best = min(medians, key=medians.__getitem__)
+            medians |= self._times([*dict.fromkeys((0, best)), *second])
+        return fastest(medians)
+
+    def _times(self, kept: Sequence[int]) -> dict[int, float]:
+        times: dict[int, list[float]] = {index: [] for index in kept}
+        for turn in range(ROUNDS + 1):
+            for index in kept:
+                executable = self.executable(index)
+                started = time.perf_counter()
+                executable.run(self.query)
+                if turn:  # the first run of each is warming up
+                    times[index].append(time.perf_counter() - started)
+        return {index: statistics.median(runs) for index, runs in times.items()}
 
 
 NAIVE = -1
@@ -479,28 +542,23 @@ def compare(what: str, found: Mapping[str, Any], loss: Any, gradient: Mapping[st
         raise Disagreement(f"{what}: {detail}")
 
 
-def measure(row: Row, rounds: int, seconds: float) -> Outcome:
-    """Compile, compare and time a row.
+def measure(row: Row, rounds: int, seconds: float, *, quick: bool) -> Outcome:
+    """Compile, compare and time a row; `quick` only the variants that the tuner would run.
 
     Raises:
         Disagreement: where value or gradient of a variant are not those by hand.
     """
     engine, query = Engine.start(), asked(row)
     by_hand, naive_cost = naive(row, query)
-    found = engine.variants(query)
-    different = [index for index, one in enumerate(found) if one.same_as is None]
-    run = [index for index in different if not index or found[index].cost.peak_bytes <= TOO_LARGE]
-    compiled = {index: engine.compile(engine.trace(query, dict(found[index].choices))) for index in run}
-    plan = compiled[0].plan
-
     loss, gradient = jax.device_get(by_hand(arguments(query)))
-    losses = {}
-    for index, executable in compiled.items():
-        answer = executable.run(query)
-        compare(f"{row.name}, {label(found[index].choices, plan)}", answer, loss, gradient)
-        losses[index] = float(answer["value"])
-
-    chosen = tuned(found, compiled, query)
+    variants = Variants(
+        engine, query, lambda name, answer: compare(f"{row.name}, {name}", answer, loss, gradient)
+    )
+    variants.executable(0)
+    chosen = variants.tuned()
+    if not quick:
+        variants.all()
+    found, compiled, plan = variants.found, variants.compiled, variants.compiled[0].plan
     programs = {NAIVE: by_hand, **{index: one.compiled for index, one in compiled.items()}}
     medians = timed(programs, jax.device_put(arguments(query)), rounds, seconds)
     best = min(compiled, key=medians.__getitem__)
@@ -516,10 +574,10 @@ def measure(row: Row, rounds: int, seconds: float) -> Outcome:
         auto_flops=found[chosen].cost.flops,
         naive_peak_bytes=naive_cost.peak_bytes,
         auto_peak_bytes=found[chosen].cost.peak_bytes,
-        variants=len(run),
-        left_out=len(different) - len(run),
+        variants=len(compiled),
+        left_out=sum(one.cost.peak_bytes > TOO_LARGE for one in found),
         naive_loss=float(loss),
-        auto_loss=losses[chosen],
+        auto_loss=variants.losses[chosen],
     )
 
 
@@ -683,13 +741,13 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", type=Path)
     parser.add_argument("--rows", metavar="WORD", default="")
     options = parser.parse_args()
-    rounds, seconds = (10, 1.0) if options.quick else (50, 8.0)
+    rounds, seconds = (10, 1.0) if options.quick else (50, 10.0)
     began, outcomes, wrong = Clock.now(), [], 0
-    for row in rows(32, 32) if options.quick else rows(256, 64):
+    for row in rows(256, 32) if options.quick else rows(2048, 64):
         if options.rows not in row.name:
             continue
         try:
-            one = measure(row, rounds, seconds)
+            one = measure(row, rounds, seconds, quick=options.quick)
         except Disagreement as error:
             print(f"WRONG  {error}", file=sys.stderr, flush=True)
             wrong += 1
