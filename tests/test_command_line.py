@@ -44,12 +44,14 @@ def test_gradient_reads_files_and_saves_gradients(
     words = ["gradient", "--url", url, "--model", hosted, "--loss", "loss.txt", "--term", "fit", "--explain"]
     words += ["--input", "x=x.npy", "--input", "y=y.npy", "--input", "w=0.5"]
     words += ["--wrt", "params", "--wrt", "x", "--out", "grads.npz"]
+    words += ["--strategy", "grad=reverse_over_reverse", "--no-tune"]
     done = nablad_command(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    expected = client.gradient(program, inputs={"x": x, "y": y, "w": 0.5}, model=hosted, wrt=["params", "x"])
+    asked = {"model": hosted, "wrt": ["params", "x"], "strategies": {"grad": "reverse_over_reverse"}}
+    expected = client.gradient(program, inputs={"x": x, "y": y, "w": 0.5}, **asked)
     assert f"value {expected.value:.9g}" in done.stdout
     assert "term fit" in done.stdout
-    assert "[forward_over_reverse]" in done.stdout
+    assert "[reverse_over_reverse] asked for" in done.stdout
     saved = np.load(tmp_path / "grads.npz")
     assert set(saved) == {*expected.gradients["params"], "x"}
     np.testing.assert_array_equal(saved["x"], expected.gradients["x"])
@@ -180,3 +182,15 @@ def test_long_waits_show_the_seconds_on_a_terminal_and_nothing_elsewhere(
     with Waiting("waiting for the server"):
         pass
     assert elsewhere.getvalue() == ""
+
+
+def test_plan_draws_in_letters_and_as_a_picture(url: str, hosted: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((4, 2), "float32"))
+    words = ["plan", "--url", url, "--model", hosted, "--loss", "mean(laplacian(model(x)[:, 0], x)**2)"]
+    done = nablad_command(*words, "--input", "x=x.npy", "--svg", "plan.svg", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "● forward_over_forward" in done.stdout
+    assert "saved plan.svg" in done.stdout
+    picture = (tmp_path / "plan.svg").read_text(encoding="utf-8")
+    assert picture.startswith("<svg ")
+    assert "laplacian(model(x)[:, 0], x)" in picture

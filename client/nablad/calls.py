@@ -214,6 +214,9 @@ class Calls:
             "inputs": {name: _input(value, self._encoding) for name, value in inputs.items()},
             "nesting": question.nesting,
             "strategies": dict(question.strategies or {}),
+            "tune": question.tune,
+            "examples_at_once": question.examples_at_once,
+            "memory_limit": question.memory_limit,
             "seed": question.seed,
             "deadline_ms": question.deadline_ms,
         }
@@ -241,6 +244,9 @@ class Question:
     seed: int = 0
     deadline_ms: float | None = None
     strategies: Mapping[str, str] | None = None
+    tune: bool = True
+    examples_at_once: int | None = None
+    memory_limit: int | None = None
 
     def bindings(self, encoding: Encoding) -> dict[str, Any]:
         """`models` of the request: `model="net"` binds the hosted model `net` to the name `model`."""
@@ -270,8 +276,9 @@ def _like_inputs(constants: Mapping[str, NDArray[Any]], inputs: Mapping[str, Any
     NumPy makes float64 of nearly everything; a constant must not turn a float32 loss into a float64 one.
     Without float arrays among the inputs it goes as plain numbers, which take the parameters' type.
     """
-    leaves = [leaf for value in inputs.values() for leaf in _leaves(value) if isinstance(leaf, np.ndarray)]
-    floats = [leaf.dtype for leaf in leaves if leaf.dtype.kind == "f"]
+    leaves = [leaf for value in inputs.values() for leaf in _leaves(value)]
+    floats = [leaf.dtype for leaf in leaves if isinstance(leaf, np.ndarray | np.floating)]
+    floats = [dtype for dtype in floats if dtype.kind == "f"]
 
     def like(constant: NDArray[Any]) -> Any:
         if constant.dtype.kind != "f":
@@ -310,15 +317,23 @@ def _tree_for(name: str, trees: Any, count: int) -> Any:
 
 
 def _input(value: Any, encoding: Encoding) -> Any:
-    """An input's travelling form; plain numbers and lists go without a dtype and take the program's."""
+    """An input's travelling form; plain numbers and lists go without a dtype and take the program's.
+
+    NumPy's scalars are arrays without axes, `np.float64` too, which is a `float` by inheritance.
+    """
     if isinstance(value, Mapping):
         return {str(name): _input(leaf, encoding) for name, leaf in value.items()}
-    if isinstance(value, bool | int | float):
-        return value
-    if isinstance(value, list | tuple) and not any(isinstance(item, np.ndarray) for item in value):
+    if isinstance(value, bool | int | float | list | tuple) and not _has_dtype(value):
         return value
     array: NDArray[Any] = np.asarray(value)
     return encode_array(array, encoding)
+
+
+def _has_dtype(value: Any) -> bool:
+    """Whether `value` is NumPy's, or a list with something of NumPy's in it."""
+    if isinstance(value, list | tuple):
+        return any(_has_dtype(item) for item in value)
+    return isinstance(value, np.ndarray | np.generic)
 
 
 def _model_path(name: str) -> str:
@@ -346,7 +361,7 @@ def _gradient(answer: dict[str, Any]) -> GradientResult:
         gradients=decode_tree(answer["gradients"], "gradients"),
         outputs=decode_tree(answer["outputs"], "outputs"),
         state=decode_tree(answer["state"], "state"),
-        plan=Plan(**answer["plan"]),
+        plan=Plan.read(answer["plan"]),
         timing=Timing.model_validate(answer["timing"]),
         term_norms={
             term: {key: _number(norm) for key, norm in norms.items()}
@@ -360,7 +375,7 @@ def _gradient(answer: dict[str, Any]) -> GradientResult:
 def _evaluate(answer: dict[str, Any]) -> EvaluateResult:
     return EvaluateResult(
         outputs=decode_tree(answer["outputs"], "outputs"),
-        plan=Plan(**answer["plan"]),
+        plan=Plan.read(answer["plan"]),
         timing=Timing.model_validate(answer["timing"]),
         non_finite=_non_finite(answer),
     )

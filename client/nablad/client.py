@@ -133,6 +133,9 @@ class Client:
         mode: str | None = None,
         nesting: str = "auto",
         strategies: Mapping[str, str] | None = None,
+        examples_at_once: int | None = None,
+        memory_limit: int | None = None,
+        tune: bool = True,
         seed: int = 0,
         deadline_ms: float | None = None,
     ) -> GradientResult:
@@ -142,7 +145,8 @@ class Client:
             loss: a program's text, or a Python function of the names in `inputs` and `models`, written with
                 NumPy and `nablad.grad` and friends.
             inputs: arrays, numbers or parameter-shaped trees by name. Arrays keep their dtype: float64 in,
-                float64 computed; plain numbers and lists take the float type of the rest.
+                float64 computed; so do NumPy's scalars. Plain numbers and lists take the float type of
+                the rest.
             model: a hosted model, bound to the name `model`.
             models: several hosted models by the names the program uses.
             params: parameters for this call in place of the resident ones (by model where several).
@@ -156,6 +160,12 @@ class Client:
                 `"forward_over_reverse"`. All agree to rounding.
             strategies: strategies pinned by operator, `{"laplacian": "forward_over_reverse"}`; `plan` lists
                 what there is.
+            examples_at_once: compute so many examples at a time: less memory, the same numbers. By default
+                the server chooses.
+            memory_limit: bytes that the computation may take, by estimate; the server takes fewer examples at
+                once, then other strategies, and refuses what fits in none.
+            tune: whether the call counts towards tuning its program; a plan that is learned already is used
+                all the same (`nesting="default"` never is).
             seed: seed of the program's random operators.
             deadline_ms: give up after this many milliseconds.
 
@@ -166,7 +176,19 @@ class Client:
             ConnectionFailed: the server does not answer.
         """
         question = Question(
-            inputs, model, models, params, state, mode, nesting, seed, deadline_ms, strategies
+            inputs,
+            model,
+            models,
+            params,
+            state,
+            mode,
+            nesting,
+            seed,
+            deadline_ms,
+            strategies,
+            tune,
+            examples_at_once,
+            memory_limit,
         )
         asked: dict[str, Any] = {"wrt": list(wrt), "terms": terms, "outputs": list(outputs)}
         asked["term_gradients"] = term_gradients
@@ -185,11 +207,14 @@ class Client:
         terms: Terms | None = None,
         mode: str | None = None,
         nesting: str = "auto",
+        strategies: Mapping[str, str] | None = None,
         seed: int = 0,
         deadline_ms: float | None = None,
     ) -> CheckResult:
         """The gradients against central differences, both in float64; arguments as of `gradient`."""
-        question = Question(inputs, model, models, params, state, mode, nesting, seed, deadline_ms)
+        question = Question(
+            inputs, model, models, params, state, mode, nesting, seed, deadline_ms, strategies
+        )
         asked = {"wrt": list(wrt), "terms": terms}
         return self._send(self._calls.check(loss, question, **asked))
 
@@ -205,12 +230,24 @@ class Client:
         mode: str | None = None,
         nesting: str = "auto",
         strategies: Mapping[str, str] | None = None,
+        examples_at_once: int | None = None,
+        memory_limit: int | None = None,
     ) -> PlanReport:
         """What would run and why: each derivative, its candidates and their costs; `print` draws it.
 
         Nothing is compiled. `wrt=None` plans an evaluation without an outer gradient.
         """
-        question = Question(inputs, model, models, params, mode=mode, nesting=nesting, strategies=strategies)
+        question = Question(
+            inputs,
+            model,
+            models,
+            params,
+            mode=mode,
+            nesting=nesting,
+            strategies=strategies,
+            examples_at_once=examples_at_once,
+            memory_limit=memory_limit,
+        )
         asked = {"wrt": list(wrt)} if wrt is not None else {}
         return self._send(self._calls.plan(program, question, **asked))
 
@@ -226,11 +263,32 @@ class Client:
         state: Tree | Mapping[str, Tree] | None = None,
         mode: str | None = None,
         nesting: str = "auto",
+        strategies: Mapping[str, str] | None = None,
+        examples_at_once: int | None = None,
+        memory_limit: int | None = None,
+        tune: bool = True,
         seed: int = 0,
         deadline_ms: float | None = None,
     ) -> EvaluateResult:
-        """Named values of a program without an outer gradient; by default its last expression, `result`."""
-        question = Question(inputs, model, models, params, state, mode, nesting, seed, deadline_ms)
+        """Named values of a program without an outer gradient; by default its last expression, `result`.
+
+        Other arguments as of `gradient`.
+        """
+        question = Question(
+            inputs,
+            model,
+            models,
+            params,
+            state,
+            mode,
+            nesting,
+            seed,
+            deadline_ms,
+            strategies,
+            tune,
+            examples_at_once,
+            memory_limit,
+        )
         asked = {"outputs": list(outputs) if outputs is not None else None}
         return self._send(self._calls.evaluate(program, question, **asked))
 

@@ -88,6 +88,9 @@ class Question(Message):
     memory_limit: int | None = Field(
         None, gt=0, description="Bytes that the computation may take, by estimate; fewer examples at once."
     )
+    tune: bool = Field(
+        True, description="Whether this call may lead to tuning of its program; what is learned is used."
+    )
     seed: int = Field(0, description="Seed of the program's random operators.")
     deadline_ms: float | None = Field(
         None, gt=0, description="Give up with 504 after this many milliseconds."

@@ -47,6 +47,7 @@ CODES: dict[str, Kind] = {
     "limit": Kind(422, "The program is over a limit", errors.ProgramError),
     "not_differentiable": Kind(422, "A derivative does not exist", errors.ProgramError),
     "strategy": Kind(422, "A strategy does not apply", errors.ProgramError),
+    "too_slow": Kind(422, "The program takes too long", errors.ProgramError),
     "function_failed": Kind(422, "A function of the server failed", errors.ProgramError),
     # the request around it
     "malformed_body": Kind(400, "The body cannot be read", errors.RequestError),
@@ -71,6 +72,7 @@ CODES: dict[str, Kind] = {
     "python_model": Kind(409, "The model belongs to the operator", errors.RequestError),
     # the server itself
     "overloaded": Kind(503, "The server is busy", errors.Unavailable),
+    "stuck": Kind(503, "The server is occupied by work that does not end", errors.Unavailable),
     "stopping": Kind(503, "The server is stopping", errors.Unavailable),
     "deadline": Kind(504, "The deadline passed", errors.DeadlineExceeded),
     "memory_limit": Kind(422, "The program does not fit in the memory it may have", errors.ProgramError),

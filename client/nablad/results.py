@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,6 +24,13 @@ class Plan:
     derivatives: list[dict[str, Any]]
     cautions: list[dict[str, Any]]
     explanation: str
+    examples: dict[str, Any] | None = None
+    """Where not all examples were computed at once: their `number`, how many `at_once`, and the `reason`."""
+
+    @classmethod
+    def read(cls, answer: dict[str, Any]) -> Plan:
+        """The plan in an answer; what a newer server adds is left aside."""
+        return cls(**{one.name: answer[one.name] for one in fields(cls) if one.name in answer})
 
     def __str__(self) -> str:
         return self.explanation

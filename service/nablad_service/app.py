@@ -59,11 +59,24 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
             python=own,
             max_artifact_bytes=settings.max_artifact_bytes,
         )
-        scheduler = Scheduler(settings.max_queue)
+        scheduler = Scheduler(settings.max_queue, seconds=settings.run_seconds)
         plans = Path(settings.cache) / "plans" if settings.cache else None
         learned = LearnedPlans(plans, f"nablad {__version__}, {engine.platform()}")
-        compiled = Programs(engine, learned, limit=settings.max_programs, threads=settings.compile_threads)
-        tuner = Tuner(engine, scheduler, learned, compiled.replace, after_calls=settings.tune_after_calls)
+        compiled = Programs(
+            engine,
+            learned,
+            limit=settings.max_programs,
+            threads=settings.compile_threads,
+            seconds=settings.compile_seconds,
+        )
+        tuner = Tuner(
+            engine,
+            scheduler,
+            learned,
+            compiled.replace,
+            after_calls=settings.tune_after_calls,
+            seconds=settings.compile_seconds,
+        )
         app.state.settings = settings
         app.state.pipeline = Pipeline(store, compiled, scheduler, tuner)
         app.state.learned = learned

@@ -118,12 +118,7 @@ class Pipeline:
             return gradient_query(validated(structure, GradientRequest), self.models.get)
 
         query, _ = await _timed(body, read)
-        # Asked once: what is learned meanwhile would not fit the plan.
-        learned = self.programs.learned.get(query.signature)
-        default = await self.programs.traced(query, None)
-        traced = await self.programs.traced(query, learned) if learned else default
-        variants = await self.programs.variants(query, default)
-        return plan_document(traced, default, variants, learned)
+        return plan_document(await self.programs.planned(query))
 
     async def _answer(self, body: Body, read: Callable[[], Query]) -> Answer:
         query, decoded = await _timed(body, read)

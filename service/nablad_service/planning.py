@@ -2,32 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
+from nablad_service.engine.costs import Cost
 from nablad_service.engine.derivatives import TABLE
-from nablad_service.engine.engine import Traced
-from nablad_service.engine.planner import Variant
+from nablad_service.engine.plan import Plan, PlannedDerivative
+from nablad_service.engine.planner import EXAMPLES, Variant
 from nablad_service.learned_plans import LearnedPlan
 
+Change: TypeAlias = "tuple[tuple[int, str], ...]"
+"""(derivative, strategy) where they differ from the default's."""
 
-def plan_document(
-    traced: Traced, default: Traced, variants: list[Variant], learned: LearnedPlan | None
-) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, its cost, and what it was chosen from."""
+
+    plan: Plan
+    cost: Cost
+    default: Plan
+    """By the static rules alone: the first of `variants`."""
+    variants: list[Variant]
+    skipped: Mapping[Change, str]
+    """Changes without figures, and why."""
+    learned: LearnedPlan | None
+    number: int | None = None
+    """Of examples among the inputs."""
+
+
+def plan_document(planned: Planned) -> dict[str, Any]:
     """The answer: the plan, what it costs, and the candidates of each derivative.
 
     A candidate is the whole program with this one derivative done another way; its milliseconds are there
-    once the program has been called often enough to be timed. `default` follows the static rules alone: the
-    first of `variants`.
+    once the program has been called often enough to be timed.
     """
+    learned = planned.learned
     times = {one.choices: one.milliseconds for one in learned.variants} if learned else {}
-    cost = traced.cost
     chosen = learned.variants[learned.chosen].choices if learned else ()
-    found = {one.choices[0]: one for one in variants if len(one.choices) == 1}
-    # A derivative done as by default is no change at all; a strategy without figures could not be traced.
-    found |= {(one.node, one.strategy): variants[0] for one in default.plan.derivatives if one.alternatives}
+    found = {one.choices[0]: one for one in planned.variants if len(one.choices) == 1}
+    # A derivative done as by default is no change at all.
+    found |= {(one.node, one.strategy): planned.variants[0] for one in planned.default.derivatives}
     derivatives = []
-    for one in traced.plan.derivatives:
+    for one in planned.plan.derivatives:
         strategies = sorted([one.strategy, *one.alternatives], key=list(TABLE[one.operator].strategies).index)
+        candidates = []
+        for strategy in strategies:
+            variant = found.get((one.node, strategy))
+            candidates.append(
+                {
+                    "strategy": strategy,
+                    "chosen": strategy == one.strategy,
+                    "flops": variant.cost.flops if variant else None,
+                    "peak_bytes": variant.cost.peak_bytes if variant else None,
+                    "milliseconds": times.get(variant.choices) if variant else None,
+                    "note": _note(planned, one, strategy, variant, times),
+                }
+            )
         derivatives.append(
             {
                 "line": one.line,
@@ -38,31 +70,79 @@ def plan_document(
                 "order": one.order,
                 "strategy": one.strategy,
                 "reason": one.reason,
-                "candidates": [
-                    {
-                        "strategy": strategy,
-                        "chosen": strategy == one.strategy,
-                        **_figures(found.get((one.node, strategy)), times),
-                    }
-                    for strategy in strategies
-                ],
+                "candidates": candidates,
             }
         )
     return {
-        "plan": traced.plan.document(),
-        "flops": cost.flops,
-        "peak_bytes": cost.peak_bytes,
+        "plan": planned.plan.document(),
+        "flops": planned.cost.flops,
+        "peak_bytes": planned.cost.peak_bytes,
         "milliseconds": times.get(chosen),
         "derivatives": derivatives,
+        "examples": _examples(planned, dict(chosen), times),
         "measured": learned is not None,
     }
 
 
-def _figures(variant: Variant | None, times: dict[Any, float | None]) -> dict[str, Any]:
-    if variant is None:
-        return {"flops": None, "peak_bytes": None, "milliseconds": None}
+def _examples(
+    planned: Planned, chosen: dict[int, str], times: Mapping[Change, float | None]
+) -> dict[str, Any] | None:
+    """How many examples go at once, and what other numbers would cost with the strategies as chosen."""
+    if planned.number is None:
+        return None
+    fitted = planned.plan.examples
+    strategies = {node: strategy for node, strategy in chosen.items() if node != EXAMPLES}
+    known = planned.learned.variants if planned.learned else ()
+    costs = {one.choices: one.cost for one in planned.variants}
+    costs |= {one.choices: Cost(one.flops, one.peak_bytes) for one in known}
+    candidates = []
+    for choices, cost in sorted(costs.items(), key=lambda one: -int(dict(one[0]).get(EXAMPLES, 10**9))):
+        given = dict(choices)
+        at_once = given.pop(EXAMPLES, None)
+        if given == strategies:
+            candidates.append(
+                {
+                    "strategy": f"{at_once} at a time" if at_once else "all at once",
+                    "chosen": (int(at_once) if at_once else None) == (fitted.at_once if fitted else None),
+                    "flops": cost.flops,
+                    "peak_bytes": cost.peak_bytes,
+                    "milliseconds": times.get(choices),
+                    "note": "",
+                }
+            )
+    if fitted is not None and not any(one["chosen"] for one in candidates):
+        cost = planned.cost
+        now = {"strategy": f"{fitted.at_once} at a time", "chosen": True, "flops": cost.flops}
+        candidates = [{**now, "peak_bytes": cost.peak_bytes, "milliseconds": None, "note": ""}]
+    if len(candidates) == 1 and fitted is None:
+        return None  # there is nothing to choose
     return {
-        "flops": variant.cost.flops,
-        "peak_bytes": variant.cost.peak_bytes,
-        "milliseconds": times.get(variant.choices),
+        "number": planned.number,
+        "at_once": fitted.at_once if fitted else planned.number,
+        "reason": fitted.reason if fitted else "nothing else is known to be faster",
+        "candidates": candidates,
     }
+
+
+def _note(
+    planned: Planned,
+    derivative: PlannedDerivative,
+    strategy: str,
+    variant: Variant | None,
+    times: Mapping[Change, float | None],
+) -> str:
+    """What is to be said of a candidate beside its figures; nothing where they speak for themselves."""
+    if strategy == derivative.strategy:
+        return derivative.reason
+    if variant is None:
+        signature = planned.plan.signature
+        if any(operator == derivative.operator for operator, _ in signature.strategies):
+            return "not counted: another strategy is asked for"
+        if signature.nesting != "auto":
+            return f"not counted: nesting is '{signature.nesting}'"
+        return planned.skipped.get(((derivative.node, strategy),), "")
+    if variant.same_as is not None:
+        return "the same computation as another"
+    if planned.learned and variant.choices in times and times[variant.choices] is None:
+        return "not timed: it counts more operations"
+    return ""

@@ -1,42 +1,71 @@
-"""Compiled programs by signature: compiled once however many ask, off the event loop."""
+"""Compiled programs by signature: compiled once however many ask, off the event loop.
+
+Neither tracing nor compiling can be interrupted. A program that takes too long with either is refused, and
+refused at once when it is asked for again: else a few calls of it would take all threads from the others.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
+from nablad.problems import Refusal
 from nablad_service.engine.diagnosis import Diagnosis
 from nablad_service.engine.engine import Engine, Executable, Traced
-from nablad_service.engine.planner import Variant
+from nablad_service.engine.examples import examples_of
 from nablad_service.learned_plans import LearnedPlan, LearnedPlans
+from nablad_service.planning import Planned
 from nablad_service.query import Query, Signature
+from nablad_service.watched_threads import Overrun, Stuck, WatchedThreads
+
+T = TypeVar("T")
 
 DIAGNOSES = 16
 """Kept at once; a program needs one only where its result was not finite."""
+PLANS = 64
+"""Plans kept with the costs of their variants: figures, a few kilobytes each."""
+CHECKERS = 4
+"""Programs traced at the same time."""
+SPARE = 8
+"""Threads of a kind that may be lost to work that does not end, before nothing new is begun."""
+OCCUPIED = "all threads that compile programs are occupied by work that does not end; ask again later"
+"""For callers and for `/health/ready` alike."""
 
 
 class Programs:
-    """A cache of executables, least recently used first out. Lives on one event loop."""
+    """A cache of executables, least recently used first out. Lives on one event loop.
 
-    def __init__(self, engine: Engine, learned: LearnedPlans, *, limit: int, threads: int) -> None:
+    `seconds` bound the tracing, and again the compiling, of one program; 0 for no limit.
+    """
+
+    def __init__(
+        self, engine: Engine, learned: LearnedPlans, *, limit: int, threads: int, seconds: float = 0.0
+    ) -> None:
         self._engine = engine
         self.learned = learned
         self._limit = limit
+        self._seconds = seconds
         # Checked apart from compiling: a mistake is answered at once, whatever else compiles.
-        self._checkers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="check")
-        self._compilers = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="compile")
+        self._checkers = WatchedThreads("check", CHECKERS, seconds, spare=SPARE)
+        self._compilers = WatchedThreads("compile", threads, seconds, spare=SPARE)
         self._ready: OrderedDict[Signature, Executable] = OrderedDict()
         self._diagnoses: OrderedDict[Signature, Diagnosis] = OrderedDict()
+        self._planned: OrderedDict[Signature, Planned] = OrderedDict()
         self._compiling: dict[Signature, asyncio.Task[Executable]] = {}
+        self._slow: dict[tuple[str, Signature], float] = {}
+        """What was given up, and until when it is refused: for ever, while its thread still works on it."""
 
     async def executable(self, query: Query) -> tuple[Executable, bool]:
         """The compiled program for `query`, and whether it had to be compiled for this call.
 
         Raises:
-            Refusal: whatever checking the program finds. Refusals are not remembered.
+            Refusal: whatever checking the program finds; that is not remembered. `too_slow` where tracing or
+                compiling it takes too long; that is remembered for a while.
         """
         signature = query.signature
         ready = self._ready.get(signature)
@@ -52,32 +81,63 @@ class Programs:
         return await asyncio.shield(compiling), True
 
     async def _compile(self, query: Query) -> Executable:
-        traced = await self.traced(query, self.learned.get(query.signature))
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._compilers, self._engine.compile, traced)
+        signature = query.signature
+        self._refuse_slow("compiling", signature)
+        traced = await self.traced(query, self.learned.get(signature))
+        return await self._on(
+            self._compilers,
+            "compiling",
+            signature,
+            lambda: self._engine.compile(traced),
+            late=lambda executable: self._keep(signature, executable),
+        )
 
     def replace(self, signature: Signature, executable: Executable) -> None:
         """Let a program that is kept run as `executable` from now on."""
         if signature in self._ready:
             self._ready[signature] = executable
 
-    async def variants(self, query: Query, default: Traced) -> list[Variant]:
-        """The ways to compute a program, `default` first, with their costs; compiles nothing."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._checkers, self._engine.variants, query, default)
+    async def planned(self, query: Query) -> Planned:
+        """The plan of a program, and the ways to compute it with their costs; compiles nothing."""
+        signature = query.signature
+        # Asked once: what is learned meanwhile would not fit the plan.
+        learned = self.learned.get(signature)
+        kept = self._planned.get(signature)
+        if kept is not None and kept.learned is learned:
+            self._planned.move_to_end(signature)
+            return kept
+        default = await self.traced(query, None)
+        traced = await self.traced(query, learned) if learned else default
+        skipped: dict[tuple[tuple[int, str], ...], str] = {}
+
+        def work() -> Planned:
+            found = self._engine.variants(
+                query, default, lambda choices, why: skipped.update({tuple(sorted(choices.items())): why})
+            )
+            examples = examples_of(query)
+            number = examples.number if examples else None
+            return Planned(traced.plan, traced.cost, default.plan, found, skipped, learned, number)
+
+        planned = await self._on(self._checkers, "planning", signature, work)
+        self._planned[signature] = planned
+        while len(self._planned) > PLANS:
+            self._planned.popitem(last=False)
+        return planned
 
     async def traced(self, query: Query, learned: LearnedPlan | None) -> Traced:
         """The plan that a program runs by, and the computation that follows it; compiles nothing."""
-        loop = asyncio.get_running_loop()
         choices = learned.choices if learned else {}
-        return await loop.run_in_executor(self._checkers, self._engine.trace, query, choices)
+        return await self._on(
+            self._checkers, "tracing", query.signature, lambda: self._engine.trace(query, choices)
+        )
 
     async def diagnosis(self, query: Query) -> Diagnosis:
         """The program of a query compiled so that it reports where it stops being finite."""
         signature = query.signature
         if signature not in self._diagnoses:
-            loop = asyncio.get_running_loop()
-            compiled = await loop.run_in_executor(self._compilers, self._engine.diagnose, query)
+            compiled = await self._on(
+                self._compilers, "diagnosing", signature, lambda: self._engine.diagnose(query)
+            )
             self._diagnoses[signature] = compiled
             while len(self._diagnoses) > DIAGNOSES:
                 self._diagnoses.popitem(last=False)
@@ -85,18 +145,79 @@ class Programs:
 
     async def check(self, query: Query) -> Callable[[], dict[str, Any]]:
         """The compiled comparison of a query's gradients with differences; not kept."""
+        return await self._on(
+            self._compilers, "checking", query.signature, lambda: self._engine.compile_check(query)
+        )
+
+    async def _on(
+        self,
+        threads: WatchedThreads,
+        what: str,
+        signature: Signature,
+        work: Callable[[], T],
+        *,
+        late: Callable[[T], None] | None = None,
+    ) -> T:
+        """`work` on one of `threads`; `late` takes its result where nobody waits for that any more."""
+        self._refuse_slow(what, signature)
+        try:
+            return await asyncio.wrap_future(threads.submit(work))
+        except Overrun as overrun:
+            self._leave(what, signature, overrun.ended, late)
+            raise self._too_slow(what) from None
+        except Stuck:
+            raise Refusal("stuck", OCCUPIED, extra={"retry_after": 30}) from None
+
+    def _leave(
+        self, what: str, signature: Signature, ended: Future[T], late: Callable[[T], None] | None
+    ) -> None:
+        """Refuse a program from now on, until the thread that was lost to it is free and a while longer."""
+        now = time.monotonic()
+        self._slow = {key: until for key, until in self._slow.items() if until > now}
+        self._slow[what, signature] = math.inf
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._compilers, self._engine.compile_check, query)
+
+        def settle(future: Future[T]) -> None:
+            if late and future.exception() is None:
+                late(future.result())
+                self._slow.pop((what, signature), None)
+            else:
+                self._slow[what, signature] = time.monotonic() + self._seconds
+
+        def on_loop(future: Future[T]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle, future)
+
+        ended.add_done_callback(on_loop)
+
+    def _refuse_slow(self, what: str, signature: Signature) -> None:
+        until = self._slow.get((what, signature), 0.0)
+        if time.monotonic() < until:
+            raise self._too_slow(what)
+
+    def _too_slow(self, what: str) -> Refusal:
+        detail = (
+            f"{what} this program was not done within {self._seconds:g} s, the server's limit, and it is "
+            "refused for a while; write what repeats with fori, scan or vmap, take fewer derivatives inside "
+            "one another, ask for it in parts, or have the operator raise compile_seconds"
+        )
+        return Refusal("too_slow", detail)
+
+    def stuck_for(self) -> float:
+        """Seconds for which no program could be checked or compiled; 0 where all is well."""
+        return max(self._checkers.stuck_for(), self._compilers.stuck_for())
 
     def _settle(self, signature: Signature, future: asyncio.Task[Executable]) -> None:
         self._compiling.pop(signature, None)
-        if future.cancelled() or future.exception() is not None:
-            return
-        self._ready[signature] = future.result()
+        if not future.cancelled() and future.exception() is None:
+            self._keep(signature, future.result())
+
+    def _keep(self, signature: Signature, executable: Executable) -> None:
+        self._ready[signature] = executable
         while len(self._ready) > self._limit:
             self._ready.popitem(last=False)
 
     def close(self) -> None:
         """Drop what has not begun to compile."""
         for threads in (self._checkers, self._compilers):
-            threads.shutdown(wait=False, cancel_futures=True)
+            threads.close()

@@ -101,6 +101,8 @@ class Query:
     weights: Mapping[str, float]
     seed: int = 0
     deadline_ms: float | None = None
+    tune: bool = True
+    """Whether the call counts as one of many that make its program worth tuning."""
 
 
 def arguments(query: Query) -> dict[str, Any]:

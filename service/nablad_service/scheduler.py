@@ -6,13 +6,17 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from nablad.problems import Refusal
+from nablad_service.watched_threads import Overrun, Stuck, WatchedThreads
 
 T = TypeVar("T")
+
+OCCUPIED = "the device is occupied by a run that does not end, and nothing else can run; ask again later"
+"""For callers and for `/health/ready` alike."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,11 @@ class Statistics:
 
 
 class Scheduler:
-    """Runs work one at a time on a thread of its own."""
+    """Runs work one at a time on a thread of its own; `seconds` bound one piece of it, 0 for no limit."""
 
-    def __init__(self, limit: int) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+    def __init__(self, limit: int, *, seconds: float = 0.0) -> None:
+        # Without a spare thread: nothing else can run on a device that is occupied.
+        self._thread = WatchedThreads("device", 1, seconds)
         self._lock = threading.Lock()
         self._limit = limit
         self._pending = 0
@@ -47,7 +52,8 @@ class Scheduler:
         """Run `work` when its turn comes; work whose caller gave up before that is skipped.
 
         Raises:
-            Refusal: `overloaded` at once, where too many calls wait already.
+            Refusal: `overloaded` at once, where too many calls wait already; `too_slow` where the work runs
+                longer than it may, `stuck` where work before it does.
         """
         if self._pending >= self._limit:
             detail = f"{self._pending} calls wait for the device already; try again shortly"
@@ -64,7 +70,16 @@ class Scheduler:
         future = self._thread.submit(timed)
         future.add_done_callback(self._done)
         # Cancelling the wait cancels the work if it has not begun.
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except Overrun as overrun:
+            detail = (
+                f"the computation was not done within {overrun.seconds:g} s, the server's limit for a run; "
+                "send fewer examples at once, or have the operator raise run_seconds"
+            )
+            raise Refusal("too_slow", detail) from None
+        except Stuck:
+            raise Refusal("stuck", OCCUPIED, extra={"retry_after": 30}) from None
 
     def _done(self, future: Future[Finished[T]]) -> None:
         # Called on the device's thread, or on the caller's where the work is cancelled before it began.
@@ -76,6 +91,10 @@ class Scheduler:
         """What the queue looks like now."""
         return Statistics(self._pending, self._limit, self._finished)
 
+    def stuck_for(self) -> float:
+        """Seconds for which the device has been occupied by work past its limit; 0 where all is well."""
+        return self._thread.stuck_for()
+
     def close(self) -> None:
         """Drop what has not begun; what runs cannot be interrupted, and is not waited for."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.close()

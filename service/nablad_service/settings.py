@@ -50,6 +50,12 @@ class Settings(BaseSettings):
         None, description="Folder that keeps what timing taught of programs; without it, memory does."
     )
     compile_threads: int = Field(1, gt=0, description="Programs compiled at the same time.")
+    compile_seconds: float = Field(
+        600.0, ge=0, description="How long tracing or compiling a program may take; 0 for no limit."
+    )
+    run_seconds: float = Field(
+        3600.0, ge=0, description="How long one call may occupy the device; 0 for no limit."
+    )
     drain_seconds: float = Field(20.0, ge=0, description="How long a stopping server finishes its calls.")
     text_bytes: int = Field(Limits.text_bytes, gt=0, description="Longest program.")
     depth: int = Field(Limits.depth, gt=0, description="Deepest nesting of brackets and calls.")

@@ -14,14 +14,17 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TypeVar
 
 from nablad_service.engine.engine import Engine, Executable
 from nablad_service.engine.planner import Variant, fastest, second_round, worth_timing
 from nablad_service.learned_plans import LearnedPlan, LearnedPlans, Timed
 from nablad_service.query import Query, Signature
 from nablad_service.scheduler import Scheduler
+from nablad_service.watched_threads import WatchedThreads
+
+T = TypeVar("T")
 
 log = logging.getLogger("nablad")
 
@@ -29,6 +32,8 @@ MOST_COUNTED = 4096
 """Programs whose calls are counted; a server that sees more begins to count anew."""
 ROUNDS = 3
 """Runs of each variant, in turn, so that what else the machine does meets all of them alike."""
+SPARE = 4
+"""Threads that may be lost to programs that do not compile; after that nothing is tuned any more."""
 
 
 class Tuner:
@@ -42,6 +47,7 @@ class Tuner:
         replace: Callable[[Signature, Executable], None],
         *,
         after_calls: int,
+        seconds: float = 0.0,
     ) -> None:
         self._engine = engine
         self._scheduler = scheduler
@@ -50,12 +56,12 @@ class Tuner:
         self._after_calls = after_calls
         self._calls: Counter[Signature] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tune")
+        self._thread = WatchedThreads("tune", 1, seconds, spare=SPARE)
 
     def called(self, query: Query) -> None:
         """Take note of a call; may begin to tune its program."""
         signature = query.signature
-        if not self._after_calls or signature.nesting != "auto":
+        if not self._after_calls or not query.tune or signature.nesting != "auto":
             return
         if len(self._calls) >= MOST_COUNTED:
             self._calls.clear()
@@ -75,15 +81,14 @@ class Tuner:
 
     async def tune(self, query: Query) -> LearnedPlan:
         """Cost, compile and time the variants of a program, and let the fastest one run from now on."""
-        loop = asyncio.get_running_loop()
-        variants = await loop.run_in_executor(self._thread, self._engine.variants, query)
+        variants = await self._aside(lambda: self._engine.variants(query))
         limit = self._engine.memory_limit(query)
         first = worth_timing(variants, limit)
         compiled: dict[int, Executable] = {}
         medians = await self._times(query, variants, first, compiled) if len(first) > 1 else {}
         trials = second_round(variants, medians, self._engine.examples(query))
         if trials:
-            more = await loop.run_in_executor(self._thread, self._engine.counted, query, trials)
+            more = await self._aside(lambda: self._engine.counted(query, trials))
             second = range(len(variants), len(variants) + len(more))
             variants = [*variants, *more]
             fit = [index for index in second if limit is None or variants[index].cost.peak_bytes <= limit]
@@ -110,11 +115,10 @@ class Tuner:
         self, query: Query, variants: list[Variant], kept: list[int], compiled: dict[int, Executable]
     ) -> dict[int, float]:
         """Median milliseconds of each variant in `kept`, run in turn; compiles what is not `compiled` yet."""
-        loop = asyncio.get_running_loop()
         for index in kept:
             if index not in compiled:
                 choices = dict(variants[index].choices)
-                compiled[index] = await loop.run_in_executor(self._thread, self._compile, query, choices)
+                compiled[index] = await self._aside(partial(self._compile, query, choices))
         times: dict[int, list[float]] = {index: [] for index in kept}
         for turn in range(ROUNDS + 1):
             for index in kept:
@@ -123,6 +127,9 @@ class Tuner:
                     times[index].append(finished.result)
         return {index: statistics.median(runs) for index, runs in times.items()}
 
+    async def _aside(self, work: Callable[[], T]) -> T:
+        return await asyncio.wrap_future(self._thread.submit(work))
+
     def _compile(self, query: Query, choices: dict[int, str]) -> Executable:
         return self._engine.compile(self._engine.trace(query, choices))
 
@@ -130,7 +137,7 @@ class Tuner:
         """Stop tuning; what is being compiled is dropped."""
         for task in self._tasks:
             task.cancel()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.close()
 
 
 def _timed(executable: Executable, query: Query) -> float:

@@ -121,7 +121,9 @@ def _query(
         term_gradients=term_gradients,
     )
     models = {name: one.model for name, one in hosted.items()}
-    return Query(signature, models, inputs, params, state, weights, request.seed, request.deadline_ms)
+    return Query(
+        signature, models, inputs, params, state, weights, request.seed, request.deadline_ms, request.tune
+    )
 
 
 def _usable(name: str) -> bool:

@@ -12,9 +12,11 @@ import pytest
 from ask import evaluate, gradient, host, rng
 
 from nablad.problems import Refusal
+from nablad_service.engine import watching
 from nablad_service.engine.coupling import keeps_examples_apart
 
 W = jnp.asarray(rng(3, 3))
+RECORD = watching.Record()
 APART: dict[str, Callable[[Any], Any]] = {
     "dense": lambda x: jnp.tanh(x @ W) + 1,
     "dense from the left": lambda x: (W @ x.T).T,
@@ -34,6 +36,10 @@ APART: dict[str, Callable[[Any], Any]] = {
     "a loop": lambda x: jax.lax.fori_loop(0, 3, lambda i, c: jnp.sin(c @ W) + x, x),
     "a loop that collects": lambda x: jax.lax.scan(lambda c, _: (c * x, c), x, None, length=3)[1].sum(0),
     "a loop over features": lambda x: jax.lax.scan(lambda c, v: (c + v**2, c), 0 * x[:, 0], x.T)[1].T,
+    "watched": lambda x: watching.seen(watching.seen_backwards(jnp.sin(x), 1, 0, RECORD), 1, RECORD) @ W,
+    "a watched gradient": jax.grad(
+        lambda x: jnp.sum(jnp.sin(watching.seen_backwards(watching.seen(x, 0, RECORD) @ W, 1, 0, RECORD)))
+    ),
     "batched solve": lambda x: jnp.linalg.cholesky(x[:, :, None] * x[:, None, :] + 9 * jnp.eye(3))[:, 2],
 }
 MIXING: dict[str, Callable[[Any], Any]] = {

@@ -9,7 +9,18 @@ from ask import ENGINE, MODELS, agree, agree_tree, host, rng
 
 from nablad.messages import GradientRequest
 from nablad_service.engine.costs import Cost
-from nablad_service.engine.planner import MOST_KEPT, MOST_TRACED, Choices, variants, worth_timing
+from nablad_service.engine.planner import (
+    EXAMPLES,
+    MOST_KEPT,
+    MOST_TRACED,
+    Choices,
+    Variant,
+    chunk_sizes,
+    fastest,
+    second_round,
+    variants,
+    worth_timing,
+)
 from nablad_service.validation import gradient_query
 
 NET = {"preset": "mlp", "sizes": [2, 8, 8, 1]}
@@ -36,13 +47,56 @@ def test_each_derivative_is_changed_alone_and_the_cheaper_changes_are_joined() -
     }
     found = variants({1: ("a", "b"), 2: ("a", "b", "impossible")}, counted(costs))
     assert [one.choices for one in found] == list(costs)
-    assert worth_timing(found, None) == [0, 5, 2, 1]
+    assert worth_timing(found, None) == [0, 5, 2, 1, 3]
 
 
 def test_the_same_computation_is_not_timed_twice() -> None:
     found = variants({1: ("a",)}, counted({(): 10.0, ((1, "a"),): 10.0}))
     assert [one.same_as for one in found] == [None, 0]
     assert worth_timing(found, None) == [0]
+
+
+def test_the_default_and_the_best_changes_are_tried_in_chunks() -> None:
+    whole = 64 << 20
+    sizes = chunk_sizes(whole, 1024)
+    assert sizes == (16, 64)
+    assert chunk_sizes(1 << 20, 1000) == ()
+
+    def count(choices: Choices) -> tuple[Cost, str]:
+        return Cost(7.0 if 1 in choices else 10.0, whole), str(choices)
+
+    found = variants({1: ("a",)}, count, 1024)
+    assert [one.choices for one in found] == [
+        (),
+        ((EXAMPLES, "16"),),
+        ((EXAMPLES, "64"),),
+        ((1, "a"),),
+        ((EXAMPLES, "16"), (1, "a")),
+        ((EXAMPLES, "64"), (1, "a")),
+    ]
+
+
+def test_the_second_round_takes_the_fastest_strategies_in_the_best_chunks() -> None:
+    cost = Cost(1.0, 64 << 20)
+    chunked = Variant(((EXAMPLES, "16"),), cost)
+    found = [Variant((), cost), chunked, Variant(((1, "a"),), cost), Variant(((1, "b"),), cost)]
+    assert second_round(found, {0: 5.0, 1: 1.0, 2: 4.0, 3: 3.0}, 1024) == [
+        {1: "b", EXAMPLES: "16"},
+        {1: "a", EXAMPLES: "16"},
+    ]
+    assert second_round(found, {0: 5.0, 2: 1.0}, 1024) == [
+        {1: "a", EXAMPLES: "16"},
+        {1: "a", EXAMPLES: "64"},
+        {EXAMPLES: "64"},
+    ]
+    assert second_round(found, {0: 5.0, 2: 1.0}, None) == []
+    assert second_round(found, {}, 1024) == []
+
+
+def test_the_default_stays_unless_another_is_clearly_faster() -> None:
+    assert fastest({0: 1.0, 1: 0.96}) == 0
+    assert fastest({0: 1.0, 1: 0.9, 2: 0.94}) == 1
+    assert fastest({}) == 0
 
 
 def test_what_is_over_the_memory_limit_or_hopeless_is_left_out() -> None:

@@ -30,6 +30,48 @@ def _hosted(client: nablad.Client) -> None:
     client.create_model("field", {"layers": [{"dense": [2, 5], "activation": "tanh"}, {"dense": [5, 1]}]})
 
 
+# -- what is sent
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_numpy_scalars_keep_their_dtype_like_arrays(
+    any_client: nablad.Client, kind: type[np.floating]
+) -> None:
+    for given in (kind(0.1), [kind(0.1)], [[kind(0.1)], [0.0]]):
+        result = any_client.gradient("sum(sin(a))", inputs={"a": given}, wrt=["a"])
+        assert result.plan.dtype == np.asarray(given).dtype.name
+        assert result.gradients["a"].dtype == np.asarray(given).dtype
+        expected = np.sum(np.sin(np.asarray(given, float)))
+        np.testing.assert_allclose(
+            result.value, expected, rtol=4 * float(np.finfo(np.asarray(given).dtype).eps)
+        )
+
+
+def test_numpy_scalars_that_are_whole_stay_whole(any_client: nablad.Client) -> None:
+    for given in (np.int64(3), np.uint8(3), np.bool_(True), [np.int32(3), np.int32(4)]):
+        found = any_client.evaluate("a", inputs={"a": given}).result
+        assert found.dtype == np.asarray(given).dtype
+        np.testing.assert_array_equal(found, given)
+
+
+def test_plain_numbers_take_the_type_of_the_rest(any_client: nablad.Client) -> None:
+    for weight, dtype in ((0.1, "float32"), (np.float32(0.1), "float32"), (np.float64(0.1), "float64")):
+        asked = {"inputs": {"x": X.astype("float32"), "w": weight}, "wrt": ["x"]}
+        assert any_client.gradient("w * sum(x**2)", **asked).plan.dtype == dtype
+
+
+def test_constants_of_a_traced_function_take_the_type_of_scalar_inputs_too(client: nablad.Client) -> None:
+    table = np.array([0.1, 0.2])
+    for kind in (np.float32, np.float64):
+
+        def loss(x: Any) -> Any:
+            return np.sum(table * x)
+
+        result = client.gradient(loss, inputs={"x": kind(3)}, wrt=["x"])
+        assert result.plan.dtype == np.dtype(kind).name
+        np.testing.assert_allclose(result.gradients["x"], 0.3, rtol=4 * float(np.finfo(kind).eps))
+
+
 # -- one surface, twice
 
 

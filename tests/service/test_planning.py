@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from local_server import local_server
 
 import nablad
+from nablad.messages import EvaluateRequest
 from nablad_service.engine.derivatives import TABLE
+from nablad_service.query import Query
+from nablad_service.tuning import Tuner
+from nablad_service.validation import evaluate_query
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((32, 2))
@@ -63,6 +70,59 @@ def test_a_pinned_strategy_is_used_and_changes_nothing_but_rounding(
     np.testing.assert_allclose(pinned.value, plain.value, rtol=1e-12)
 
 
+def test_an_evaluation_and_a_check_follow_a_pinned_strategy(any_client: nablad.Client) -> None:
+    asked = {"inputs": {"x": X}, "model": "planned", "strategies": {"laplacian": "reverse_over_reverse"}}
+    found = any_client.evaluate(LAPLACE, **asked)
+    assert found.plan.derivatives[0]["strategy"] == "reverse_over_reverse"
+    checked = any_client.check(LAPLACE, **asked)
+    np.testing.assert_allclose(checked.value, found.result, rtol=1e-12)
+    assert checked.worst < 1e-6
+    for refuse in (any_client.evaluate, any_client.check):
+        with pytest.raises(nablad.ProgramError, match="did you mean 'laplacian'"):
+            refuse(LAPLACE, inputs={"x": X}, model="planned", strategies={"laplasian": "folx"})
+
+
+def test_the_asynchronous_client_takes_the_same_choices(url: str) -> None:
+    async def ask() -> None:
+        async with nablad.AsyncClient(url) as client:
+            asked = {
+                "inputs": {"x": X},
+                "model": "planned",
+                "strategies": {"laplacian": "forward_over_forward"},
+            }
+            found = await client.evaluate(LAPLACE, tune=False, **asked)
+            assert found.plan.derivatives[0]["strategy"] == "forward_over_forward"
+            assert (await client.check(LAPLACE, nesting="default", **asked)).worst < 1e-6
+            asked["strategies"] = {"laplacian": "forward_over_reverse"}
+            plain = await client.gradient(LAPLACE, tune=False, **asked)
+            np.testing.assert_allclose(plain.value, found.result, rtol=1e-12)
+
+    asyncio.run(ask())
+
+
+def test_a_call_that_forbids_tuning_is_not_counted() -> None:
+    looked_up = []
+
+    class Known:
+        def get(self, signature: object) -> object:
+            looked_up.append(signature)
+            return "learned"
+
+    def query(**members: object) -> Query:
+        return evaluate_query(EvaluateRequest(program="1", **members), lambda name: pytest.fail(name))
+
+    nothing: Any = None
+    tuner = Tuner(nothing, nothing, Known(), nothing, after_calls=3)  # type: ignore[arg-type]
+    for _ in range(10):
+        tuner.called(query(tune=False))
+    for _ in range(2):
+        tuner.called(query())
+    assert looked_up == []
+    tuner.called(query())
+    assert len(looked_up) == 1
+    tuner.close()
+
+
 PINS = {
     "no such operator": ({"laplasian": "forward"}, "did you mean 'laplacian'"),
     "no such strategy": ({"laplacian": "forward_over_revers"}, "did you mean 'forward_over_reverse'"),
@@ -91,9 +151,19 @@ def test_a_program_that_is_called_often_is_timed_and_the_lesson_survives_a_resta
             assert time.monotonic() < ends
         timed = [one for one in report.derivatives[0].candidates if one.milliseconds is not None]
         assert len(timed) >= 2
+        (listed,) = httpx.get(f"{url}/v1/plans").json()["plans"]
+        assert listed["text"] == LAPLACE
+        (marked,) = [one for one in listed["variants"] if one["chosen"]]
+        assert marked == listed["variants"][listed["chosen"]]
+        assert marked["flops"] > 0
+        assert marked["peak_bytes"] > 0
+        assert marked["milliseconds"] == min(timed, key=lambda one: not one.chosen).milliseconds
+        assert "static rule" in listed["why"]
         after = client.gradient(LAPLACE, **asked)
         assert after.plan.derivatives[0]["strategy"] == report.derivatives[0].strategy
         np.testing.assert_allclose(after.value, first.value, rtol=1e-12)
+        untuned = client.gradient(LAPLACE, tune=False, **asked)
+        assert untuned.plan.derivatives[0]["strategy"] == report.derivatives[0].strategy
     (file,) = (tmp_path / "plans").glob("*.json")
     (tmp_path / "plans" / "torn.json").write_text(file.read_text()[:100])
     with local_server(*options) as url, nablad.Client(url) as client:

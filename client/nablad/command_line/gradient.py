@@ -10,7 +10,7 @@ import numpy as np
 
 from nablad.client import Client
 from nablad.command_line.common import Waiting, add_url
-from nablad.command_line.program import add_program, read_input, read_program, split
+from nablad.command_line.program import add_choices, add_program, read_input, read_program, split
 from nablad.results import GradientResult
 
 
@@ -24,11 +24,13 @@ def add_command(commands: Any) -> None:
         "--input x=x.npy --input y=y.npy --wrt params --out grads.npz",
     )
     add_program(parser)
+    add_choices(parser)
     parser.add_argument("--params", metavar="FILE", help=".npz with parameters for this call")
     parser.add_argument("--wrt", action="append", metavar="NAME", help="repeatable (default: params)")
     parser.add_argument("--term", action="append", default=[], metavar="NAME", help="named scalar to print")
-    parser.add_argument("--mode", choices=("eval", "train"))
-    parser.add_argument("--nesting", default="auto", help="auto, reverse_over_reverse, forward_over_reverse")
+    parser.add_argument(
+        "--no-tune", dest="tune", action="store_false", help="let this call not count towards tuning"
+    )
     parser.add_argument("--out", metavar="FILE", help="save the gradients as .npz")
     parser.add_argument("--explain", action="store_true", help="print how derivatives were computed")
     add_url(parser)
@@ -54,6 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
             terms=arguments.term,
             mode=arguments.mode,
             nesting=arguments.nesting,
+            strategies=dict(map(split, arguments.strategy)),
+            examples_at_once=arguments.examples_at_once,
+            memory_limit=arguments.memory_limit,
+            tune=arguments.tune,
         )
     show(result, explain=arguments.explain)
     if arguments.out:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from nablad.client import Client
 from nablad.command_line.common import Waiting, add_url
-from nablad.command_line.program import add_program, read_input, read_program, split
+from nablad.command_line.program import add_choices, add_program, read_input, read_program, split
 
 
 def add_command(commands: Any) -> None:
@@ -19,13 +20,10 @@ def add_command(commands: Any) -> None:
         epilog='example: nablad plan --model net --loss "sum(grad(sum(model(x)), x)**2)" --input x=x.npy',
     )
     add_program(parser)
+    add_choices(parser)
     parser.add_argument("--wrt", action="append", metavar="NAME", help="repeatable (default: params)")
     parser.add_argument("--evaluate", action="store_true", help="plan an evaluation, without outer gradient")
-    parser.add_argument("--mode", choices=("eval", "train"))
-    parser.add_argument("--nesting", default="auto", help="auto, default, or one nesting for all")
-    parser.add_argument(
-        "--strategy", action="append", default=[], metavar="OPERATOR=STRATEGY", help="pin one; repeatable"
-    )
+    parser.add_argument("--svg", metavar="FILE", help="save the drawing as a picture too")
     add_url(parser)
     parser.set_defaults(run=run)
 
@@ -42,6 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
             mode=arguments.mode,
             nesting=arguments.nesting,
             strategies=dict(map(split, arguments.strategy)),
+            examples_at_once=arguments.examples_at_once,
+            memory_limit=arguments.memory_limit,
         )
     print(report)
+    if arguments.svg:
+        Path(arguments.svg).write_text(report.svg(), encoding="utf-8")
+        print(f"saved {arguments.svg}")
     return 0

@@ -25,6 +25,17 @@ def add_program(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """The options that say how a program is computed."""
+    parser.add_argument("--mode", choices=("eval", "train"))
+    parser.add_argument("--nesting", default="auto", help="auto, default, or one nesting for all")
+    parser.add_argument(
+        "--strategy", action="append", default=[], metavar="OPERATOR=STRATEGY", help="pin one; repeatable"
+    )
+    parser.add_argument("--examples-at-once", type=int, metavar="N", help="compute so many at a time")
+    parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="what the computation may take")
+
+
 def split(pair: str) -> tuple[str, str]:
     """`NAME=VALUE` in two."""
     name, equals, value = pair.partition("=")

@@ -335,7 +335,8 @@ ELEMENTWISE = frozenset([
     "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "convert_element_type", "copy", "cos", "cosh",
     "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma",
     "imag", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min",
-    "mul", "name", "ne", "neg", "nextafter", "not", "optimization_barrier", "or", "polygamma", "pow",
+    "mul", "name", "ne", "neg", "nextafter", "not", "noted", "optimization_barrier", "or", "passed",
+    "polygamma", "pow",
     "real", "reduce_precision", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt",
     "square", "stop_gradient", "sub", "tan", "tanh", "xor",
 ])

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from nablad_service.engine.cautions import INFINITE_SLOPE
 from nablad_service.engine.watching import Record
 from nablad_service.language import graph
 from nablad_service.language.places import place
@@ -81,9 +82,7 @@ VALUE_HINTS = {
     "take": "is a position out of range?",
 }
 SLOPE_HINTS = {
-    "norm": "the derivative of norm does not exist at zero: norm(x, eps=1e-6) has one",
-    "sqrt": "the derivative of sqrt is infinite at zero: sqrt(x + 1e-12) has a finite one",
-    "std": "the derivative of std does not exist at zero: sqrt(var(x) + 1e-12) has one",
+    **INFINITE_SLOPE,
     "power": "a fractional power has no derivative at zero",
     "divide": "the divisor is close to zero",
     "where": "the branch that is not chosen is differentiated too: make its argument safe first",

@@ -201,10 +201,16 @@ class Engine:
             raise Refusal("limit", detail)
         return Traced(plan, computation, answer)
 
-    def variants(self, query: Query, default: Traced | None = None) -> list[Variant]:
+    def variants(
+        self,
+        query: Query,
+        default: Traced | None = None,
+        skipped: Callable[[Choices, str], None] = lambda choices, why: None,
+    ) -> list[Variant]:
         """The ways to compute a query that are worth knowing, with their costs; compiles nothing.
 
-        `default` is its trace by the static rules, where there is one already.
+        `default` is its trace by the static rules, where there is one already; `skipped` is told of choices
+        that are not counted, and why.
 
         Raises:
             Refusal: as `trace` does.
@@ -216,7 +222,7 @@ class Engine:
         def count(choices: Choices) -> tuple[Cost, str]:
             return self._count(query, choices) if choices else (plain.cost, str(plain.computation.jaxpr))
 
-        return variants(plain.plan.alternatives(), count, self.examples(query))
+        return variants(plain.plan.alternatives(), count, self.examples(query), skipped=skipped)
 
     def counted(self, query: Query, trials: list[dict[int, str]]) -> list[Variant]:
         """The variants of some choices, with their costs; those that cannot be traced are left out."""

@@ -10,6 +10,7 @@ timed. What was timed first says what to try in a second round: the fastest stra
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ EXAMPLES = -1
 
 MOST_TRACED = 24
 """Variants whose cost is counted for one program."""
+MOST_SECONDS = 20.0
+"""Seconds of tracing spent on the variants of one program; a long program takes many for each."""
 MOST_KEPT = 8
 """Variants worth compiling and timing, the default among them."""
 MOST_IN_SECOND_ROUND = 4
@@ -64,24 +67,45 @@ def variants(
     alternatives: Mapping[int, tuple[str, ...]],
     count: Callable[[Choices], tuple[Cost, str]],
     examples: int | None = None,
+    *,
+    skipped: Callable[[Choices, str], None] = lambda choices, why: None,
+    seconds: float | None = None,
 ) -> list[Variant]:
     """The default, then every derivative changed alone, then the changes that were cheaper, together.
 
     The default and the last of these also in chunks of its `examples`, where it has any. `count` gives the
     cost of a choice and a text that equal computations share; it raises `LookupError` where the choice cannot
-    be traced.
+    be traced. `skipped` is told of each choice that is not among the variants, and why. When `seconds`
+    (`MOST_SECONDS` by default) would be over, no further variant is begun.
     """
+    seconds = MOST_SECONDS if seconds is None else seconds
+    started = time.monotonic()
+    longest = 0.0
     found: list[Variant] = []
     texts: dict[str, int] = {}
 
     def add(choices: Choices) -> Variant | None:
+        nonlocal longest
         ordered = tuple(sorted(choices.items()))
-        if len(found) >= MOST_TRACED or any(one.choices == ordered for one in found):
+        if any(one.choices == ordered for one in found):
+            return None
+        if len(found) >= MOST_TRACED:
+            skipped(choices, f"not counted: the planner counts at most {MOST_TRACED} variants of a program")
+            return None
+        begun = time.monotonic()
+        # The default is always counted; of the others none whose like would end too late.
+        if found and begun - started + longest > seconds:
+            skipped(
+                choices, f"not counted: planning takes at most {seconds:g} s, and this program traces slowly"
+            )
             return None
         try:
             counted, text = count(choices)
-        except LookupError:
+        except LookupError as error:
+            skipped(choices, f"cannot be traced: {error.args[0]}")
             return None
+        finally:
+            longest = max(longest, time.monotonic() - begun)
         variant = Variant(ordered, counted, texts.get(text))
         texts.setdefault(text, len(found))
         found.append(variant)

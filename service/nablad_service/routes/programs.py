@@ -37,7 +37,7 @@ async def plan(request: Request) -> Response:
 @router.get("/plans", summary="What timing has taught")
 async def plans(request: Request) -> Response:
     """Programs whose variants were timed, with the one that was chosen."""
-    learned = [plan.document() for plan in request.app.state.learned.all()]
+    learned = [plan.listed() for plan in request.app.state.learned.all()]
     return document({"plans": learned}, answer_format(request)[0])
 
 
