@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
+
+from nablad_service.engine.engine import Engine
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -49,3 +52,40 @@ def test_nested_ad_notices_what_differs_from_the_code_by_hand(nested_ad: Any, ti
 def test_nested_ad_has_enough_rows_and_their_names_differ(nested_ad: Any) -> None:
     names = [row.name for row in nested_ad.rows(4, 8)]
     assert len(set(names)) == len(names) >= 24
+
+
+@pytest.fixture
+def estimators(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    Engine.start()  # 64-bit types, which orthogonal probes count in
+    return importlib.import_module("estimators")
+
+
+def test_a_benchmark_of_estimators_has_all_rows(estimators: Any) -> None:
+    matrix = estimators.decaying(30)
+    rows = estimators.measure(matrix, repetitions=4, rounds=1)
+    assert [row.method for row in rows] == list(estimators.METHODS)
+    assert all(len(row.rms) == len(row.ms) == len(row.products) for row in rows)
+    assert matrix.name in estimators.page(rows, 4)
+
+
+@pytest.mark.parametrize(("method", "count"), [("hutch++", 8), ("xtrace", 5)])
+def test_what_finds_the_range_of_a_matrix_of_low_rank_is_exact(
+    estimators: Any, method: str, count: int
+) -> None:
+    """Of rank 4 and without symmetry; xtrace leaves one column out in turn."""
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((30, 4)) @ rng.standard_normal((4, 30)) + 1e-12 * rng.standard_normal((30, 30))
+    found = estimators.ESTIMATORS[method](lambda V: A @ V, rng.standard_normal((30, count)))
+    assert abs(found - np.trace(A)) < 1e-8
+
+
+@pytest.mark.parametrize("method", ["hutch++", "xtrace"])
+def test_the_estimators_of_the_benchmark_are_unbiased(estimators: Any, method: str) -> None:
+    rng = np.random.default_rng(1)
+    A = rng.standard_normal((12, 12))
+    found = [
+        estimators.ESTIMATORS[method](lambda V: A @ V, V)
+        for V in estimators.columns(method, 12, 6, 3000, seed=2)
+    ]
+    assert abs(np.mean(found) - np.trace(A)) < 5 * np.std(found) / np.sqrt(len(found))

@@ -22,6 +22,7 @@ from nablad.plans import PlanReport
 from nablad.results import CheckResult, EvaluateResult, GradientResult, Params, Plan
 from nablad.tracing import TraceError, trace
 from nablad.tracing.operators import (
+    AdaptiveEstimate,
     Estimate,
     batched_jacobian,
     d,
@@ -41,6 +42,7 @@ from nablad.tracing.operators import (
     logsumexp,
     norm,
     normal,
+    orthogonal,
     rademacher,
     ravel,
     relu,
@@ -58,6 +60,7 @@ from nablad.tracing.operators import (
 )
 
 __all__ = [
+    "AdaptiveEstimate",
     "AsyncClient",
     "CheckResult",
     "Client",
@@ -97,6 +100,7 @@ __all__ = [
     "logsumexp",
     "norm",
     "normal",
+    "orthogonal",
     "rademacher",
     "ravel",
     "relu",

@@ -9,6 +9,7 @@ from numpy_interpreter import checked
 
 import nablad.tracing.operators as nablad
 from nablad.tracing import trace
+from nablad.tracing.errors import TraceError
 
 INPUTS: dict[str, Any] = {
     "x": np.ones((10, 2)),
@@ -240,6 +241,32 @@ def test_an_estimate_comes_with_its_standard_error():
         return np.sum(estimate.value / estimate.standard_error)
 
     assert text(loss) == program("t1, t2 = hutchinson(model(x), x, y)", "sum(t1 / t2)")
+
+
+def test_an_estimate_draws_its_own_probes():
+    def loss(model, x):
+        f = model(x)
+        few = nablad.hutchinson(f, x, probes=16)
+        enough = nablad.hutchinson(f, x, until=0.01, probes=32, kind="orthogonal", seed=3)
+        one = nablad.hutchinson_trace(f, x, probes=1, kind="sphere")
+        return np.sum(few.value) + np.sum(enough.value) / enough.probes + np.sum(one)
+
+    assert text(loss) == program(
+        "f = model(x)",
+        "t1, t2 = hutchinson(f, x, probes=16)",
+        't3, t4, t5 = hutchinson(f, x, probes=32, until=0.01, kind="orthogonal", seed=3)',
+        'one = hutchinson_trace(f, x, probes=1, kind="sphere")',
+        "sum(t1) + sum(t3) / t5 + sum(one)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({}, "lacks probes"), ({"v": 1.0, "until": 0.1}, "not both"), ({"v": 1.0, "probes": 2}, "not both")],
+)
+def test_probes_are_given_or_drawn(arguments, message):
+    with pytest.raises(TraceError, match=message):
+        text(lambda model, x: nablad.hutchinson(model(x), x, **arguments)[0])
 
 
 def test_array_constants_become_inputs():

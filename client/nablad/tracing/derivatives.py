@@ -1,12 +1,13 @@
 """The operators that differentiate: of a value, with respect to a name."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, overload
 
 from nablad.tracing.errors import TraceError
 from nablad.tracing.expressions import call
-from nablad.tracing.graph import Expression, Variable
+from nablad.tracing.graph import Expression, Part, Variable
 from nablad.tracing.models import Model
-from nablad.tracing.operands import operand
+from nablad.tracing.operands import operand, option
 from nablad.tracing.recorder import current, part_of
 from nablad.tracing.symbols import Symbol, record, record_together
 
@@ -16,6 +17,14 @@ class Estimate(NamedTuple):
 
     value: Any
     standard_error: Any
+
+
+class AdaptiveEstimate(NamedTuple):
+    """An estimate that went on until it was accurate, its standard error, and how many probes it took."""
+
+    value: Any
+    standard_error: Any
+    probes: Any
 
 
 def grad(y: Any, x: Any) -> Symbol:
@@ -86,21 +95,79 @@ def divergence(f: Any, x: Any) -> Symbol:
     return _derivative("divergence", f, x)
 
 
-def hutchinson_trace(f: Any, x: Any, v: Any) -> Symbol:
-    """The mean over probes of v' J v, estimating `divergence`; `v` like `x`, or one more leading axis."""
-    return _derivative("hutchinson_trace", f, x, v)
+def hutchinson_trace(
+    f: Any, x: Any, v: Any = None, *, probes: Any = None, kind: str = "rademacher", seed: Any = 0
+) -> Symbol:
+    """The mean over probes of v' J v, estimating `divergence`; `v` like `x`, or one more leading axis.
+
+    Without `v` it draws `probes` of a `kind`, "rademacher", "normal", "sphere" or "orthogonal", by `seed`.
+    """
+    return record(_estimate("hutchinson_trace", f, x, v, probes, None, kind, seed))
 
 
-def hutchinson(f: Any, x: Any, v: Any) -> Estimate:
-    """`hutchinson_trace` together with its standard error."""
-    return Estimate(*record_together(_expression("hutchinson", f, (x,), (v,)), 2))
+@overload
+def hutchinson(f: Any, x: Any, v: Any) -> Estimate: ...
+
+
+@overload
+def hutchinson(f: Any, x: Any, *, probes: Any, kind: str = ..., seed: Any = ...) -> Estimate: ...
+
+
+@overload
+def hutchinson(
+    f: Any, x: Any, *, until: Any, probes: Any = ..., kind: str = ..., seed: Any = ...
+) -> AdaptiveEstimate: ...
+
+
+def hutchinson(
+    f: Any,
+    x: Any,
+    v: Any = None,
+    *,
+    probes: Any = None,
+    until: Any = None,
+    kind: str = "rademacher",
+    seed: Any = 0,
+) -> Estimate | AdaptiveEstimate:
+    """`hutchinson_trace` together with its standard error.
+
+    With `until` probes are drawn until the standard error of every example is at most that, at most `probes`
+    of them (64); the number that it took is a third value.
+    """
+    expression = _estimate("hutchinson", f, x, v, probes, until, kind, seed)
+    if until is not None:
+        return AdaptiveEstimate(*record_together(expression, 3))
+    return Estimate(*record_together(expression, 2))
+
+
+def _estimate(name: str, f: Any, x: Any, v: Any, probes: Any, until: Any, kind: str, seed: Any) -> Expression:
+    if v is not None:
+        if probes is not None or until is not None:
+            raise TraceError(f"{name} takes the probes v, or probes= and until= to draw its own, not both")
+        return _expression(name, f, (x,), (v,))
+    if probes is None and until is None:
+        raise TraceError(f"{name} lacks probes: give v, or say how many it draws, probes=16")
+    drawing = {
+        "probes": None if probes is None else operand(probes),
+        "until": None if until is None else operand(until),
+        "kind": None if kind == "rademacher" else option(kind),
+        "seed": None if isinstance(seed, int) and seed == 0 else operand(seed),
+    }
+    said = {keyword: part for keyword, part in drawing.items() if part is not None}
+    return _expression(name, f, (x,), (), said)
 
 
 def _derivative(name: str, y: Any, x: Any, *vectors: Any) -> Symbol:
     return record(_expression(name, y, (x,), vectors))
 
 
-def _expression(name: str, y: Any, xs: tuple[Any, ...], vectors: tuple[Any, ...]) -> Expression:
+def _expression(
+    name: str,
+    y: Any,
+    xs: tuple[Any, ...],
+    vectors: tuple[Any, ...],
+    keywords: Mapping[str, Part] | None = None,
+) -> Expression:
     current(f"nablad.{name}")
     if not isinstance(y, Symbol):
         raise TraceError(
@@ -109,7 +176,7 @@ def _expression(name: str, y: Any, xs: tuple[Any, ...], vectors: tuple[Any, ...]
     for x in xs:
         _require_name(name, y, x)
     arguments = [operand(argument) for argument in (y, *xs, *vectors)]
-    return call(name, arguments, named=slice(1, 1 + len(xs)))
+    return call(name, arguments, keywords, named=slice(1, 1 + len(xs)))
 
 
 def _require_name(name: str, y: Symbol, x: Any) -> None:

@@ -95,6 +95,11 @@ def sphere(like: Any, n: Any = None, seed: Any = None) -> Symbol:
     return _random("sphere", like, n, seed)
 
 
+def orthogonal(like: Any, n: Any = None, seed: Any = None) -> Symbol:
+    """`n` probes orthogonal to one another, each shaped like `like`, from `seed`."""
+    return _random("orthogonal", like, n, seed)
+
+
 def _apply(name: str, *arguments: Any, **keywords: Any) -> Any:
     current(f"nablad.{name}")
     return apply_row(f"nablad.{name}", NABLAD[name], *arguments, **keywords)

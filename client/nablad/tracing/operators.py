@@ -4,6 +4,7 @@ Called outside a loss function, where no trace is in progress, each raises `Trac
 """
 
 from nablad.tracing.derivatives import (
+    AdaptiveEstimate,
     Estimate,
     batched_jacobian,
     d,
@@ -27,6 +28,7 @@ from nablad.tracing.functions import (
     logsumexp,
     norm,
     normal,
+    orthogonal,
     rademacher,
     ravel,
     relu,
@@ -42,6 +44,7 @@ from nablad.tracing.functions import (
 from nablad.tracing.mapping import vmap
 
 __all__ = [
+    "AdaptiveEstimate",
     "Estimate",
     "batched_jacobian",
     "d",
@@ -61,6 +64,7 @@ __all__ = [
     "logsumexp",
     "norm",
     "normal",
+    "orthogonal",
     "rademacher",
     "ravel",
     "relu",

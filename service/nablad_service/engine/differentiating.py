@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from nablad.problems import Refusal
 from nablad_service.engine import cautions, coupling, derivatives, values
 from nablad_service.engine.derivatives import Choice, DerivativeRow, Differentiation, Shapes
+from nablad_service.engine.drawing import drawn
 from nablad_service.engine.environment import Environment, Learned, Meaning
 from nablad_service.engine.flattening import BY_COORDINATES, Flat
 from nablad_service.engine.indexing import leaf_of
@@ -63,6 +64,9 @@ def differentiation(
     vectors = tuple(_as_arrays(environment.values[index]) for index in node.vectors)
     if flat is not None:
         x, vectors = flat.x, tuple(flat.probes(vector) for vector in vectors)
+    own = drawn(evaluation, node, environment, x) if node.drawing else None
+    if own is not None:
+        vectors = (jax.ShapeDtypeStruct((own.most, *x.shape), x.dtype),)
     # By shapes too: a function of the server may call a def with several.
     key = node.index, _shapes_in((x, vectors, captured))
     learned = evaluation.known.get(key)
@@ -70,6 +74,9 @@ def differentiation(
         learned = _learn(evaluation, node, lambda x: function(x, captured), x, vectors, environment.examples)
         evaluation.known[key] = learned
         evaluation.learned.setdefault(node.index, learned)
+    if own is not None and own.until is None:
+        evaluation.check_size(vectors[0].shape, x.dtype, environment.examples)
+        vectors = (own.draw(own.most),)
     problem = Differentiation(
         function,
         x,
@@ -77,6 +84,7 @@ def differentiation(
         vectors,
         learned.shapes,
         differentiated=environment.outermost and evaluation.meaning.differentiated,
+        drawn=own,
     )
     return problem, learned
 
@@ -173,7 +181,7 @@ def _shapes_in(value: Value) -> Any:
 
 
 def _spec(value: Value) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), value)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), value)
 
 
 def _as_arrays(value: Value) -> Value:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from nablad_service.language import dependence, graph
 from nablad_service.language.arity import check_arity
+from nablad_service.language.drawing import drawing_of, draws_probes
 from nablad_service.language.places import Span
 from nablad_service.language.scopes import Model, Scope
 from nablad_service.language.signatures import OperatorSignature
@@ -21,6 +22,9 @@ def derivative(lowering: Lowering, node: ast.Call, signature: OperatorSignature,
     keywords = {str(keyword.arg): keyword.value for keyword in node.keywords}
     check_arity(lowering, signature, len(node.args), keywords, span)
     given = list(node.args)
+    drawing: graph.Drawing | None = None
+    if draws_probes(signature):
+        drawing, keywords = drawing_of(lowering, signature, given, keywords, scope, span)
     rest = signature.parameters[len(given) :]
     given += [keywords[parameter.name] for parameter in rest if parameter.name in keywords]
     value = lowering.expression(given[0], scope)
@@ -28,7 +32,7 @@ def derivative(lowering: Lowering, node: ast.Call, signature: OperatorSignature,
     variables = given[1:] if variadic else given[1:2]
     vectors = () if variadic else tuple(lowering.expression(vector, scope) for vector in given[2:])
     for variable in variables:
-        value = _add_derivative(lowering, signature, value, variable, vectors, scope, span)
+        value = _add_derivative(lowering, signature, value, variable, vectors, drawing, scope, span)
     return value
 
 
@@ -38,6 +42,7 @@ def _add_derivative(
     value: int,
     variable: ast.expr,
     vectors: tuple[int, ...],
+    drawing: graph.Drawing | None,
     scope: Scope,
     span: Span,
 ) -> int:
@@ -64,6 +69,7 @@ def _add_derivative(
         vectors=vectors,
         path=found.nodes,
         captured=found.captured,
+        drawing=drawing,
     )
 
 

@@ -227,6 +227,20 @@ class Registered(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """Probes that an estimate draws for itself: so many, or at most so many `until` its error is small."""
+
+    kind: str
+    probes: int
+    seed: int
+    until: int | None
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (self.probes, self.seed, *(() if self.until is None else (self.until,)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Derivative(Node):
     """A derivative of `value` with respect to the variable `wrt`, or to one `leaf` of that tree."""
 
@@ -238,10 +252,12 @@ class Derivative(Node):
     vectors: tuple[int, ...]
     path: tuple[int, ...]
     captured: tuple[int, ...]
+    drawing: Drawing | None = None
 
     @property
     def reads(self) -> tuple[int, ...]:
-        return (self.wrt, *self.vectors, *self.captured)
+        drawn = self.drawing.reads if self.drawing else ()
+        return (self.wrt, *self.vectors, *drawn, *self.captured)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,14 @@ from nablad_service.engine.derivatives import (
     partial,
     vjp,
 )
-from nablad_service.engine.derivatives.row import Choice, DerivativeRow, Differentiation, Shapes, Strategy
+from nablad_service.engine.derivatives.row import (
+    Choice,
+    DerivativeRow,
+    Differentiation,
+    Drawn,
+    Shapes,
+    Strategy,
+)
 from nablad_service.language.signatures import OperatorSignature
 
 __all__ = [
@@ -26,6 +33,7 @@ __all__ = [
     "Choice",
     "DerivativeRow",
     "Differentiation",
+    "Drawn",
     "Shapes",
     "Strategy",
 ]

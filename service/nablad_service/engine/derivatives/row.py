@@ -40,6 +40,18 @@ class Shapes:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """Probes that an estimate draws for itself."""
+
+    kind: str
+    most: int
+    until: Any | None
+    """The standard error at which it stops; None where it takes all."""
+    draw: Callable[..., jax.Array]
+    """From a count, and for each batch its number, to probes shaped (count, *x.shape)."""
+
+
+@dataclass(frozen=True)
 class Differentiation:
     """One derivative about to be computed: `function(x, captured)` at `x`, where all it reads is explicit."""
 
@@ -50,6 +62,7 @@ class Differentiation:
     shapes: Shapes
     differentiated: bool
     """Whether this is an outermost inner derivative of a loss that will be differentiated in reverse."""
+    drawn: Drawn | None = None
 
     def at(self, x: Value) -> Any:
         """The value as a function of the variable alone."""
