@@ -72,6 +72,10 @@ QUANTITIES = {
     "divergence": (Y + "q = divergence(y, x)", ("mlp",)),
     "hutchinson_trace": (Y + "q = hutchinson_trace(y, x, v)", ("mlp",)),
     "hutchinson": (Y + "q = stack(hutchinson(y, x, v))", ("mlp",)),
+    "jacobian_norms": (Y + "q = sum(jacobian(y, model.params)**2, axis=1)", ("mlp", "conv", "attention")),
+    "jacobian_mean_squares": (Y + "q = mean(jacobian(y, model.params)**2, axis=1)", ("mlp",)),
+    "jacobian_gram": (Y + "J = jacobian(y, model.params)\nq = J @ J.T", ("mlp",)),
+    "gradient_norm": ("y = c * model(x[0])\nq = norm(grad(sum(y**2), model.params))**2", ("mlp",)),
 }
 SITUATIONS = {
     "alone": "{lines}\nsum(q**2)",

@@ -17,6 +17,7 @@ from nablad_service.language import graph
 INFINITE_SLOPE = {
     "sqrt": "sqrt(x + 1e-12) has a finite one",
     "norm": "norm(x, eps=1e-6) has one, and norm(x)**2 is better written sum(x**2)",
+    "norm_of_squares": "norm(x, eps=1e-6) has one, and norm(x)**2 is better written sum(x**2)",
     "std": "sqrt(var(x) + 1e-12) has one",
 }
 """Operators whose derivative at zero is infinite or NaN, and what to write."""
@@ -109,7 +110,7 @@ def _differentiated(program: graph.Program, variables: Collection[int]) -> set[i
 def _guarded(program: graph.Program, node: graph.Apply) -> bool:
     """Whether something positive of the text is added before the root is taken."""
     keywords: Mapping[str, int] = dict(node.keywords)
-    if node.operator == "norm":
+    if node.operator in ("norm", "norm_of_squares"):
         eps = program.nodes[keywords["eps"]] if "eps" in keywords else None
         return eps is not None and not (isinstance(eps, graph.Constant) and eps.value == 0)
     argument = program.nodes[node.arguments[0]]

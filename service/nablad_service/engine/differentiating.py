@@ -136,10 +136,23 @@ def _learn(
     if caution := cautions.of_derivative(program, node, shapes, closed, evaluation.kinks):
         evaluation.cautions[node.index] = caution
     obstacles = {name: row.obstacle(name, shapes, closed) for name in row.strategies}
+    for name, built in row.builds.items():
+        obstacles[name] = obstacles[name] or _too_large(evaluation, built(shapes), dtype, examples)
     choice = _choice(evaluation.meaning, node, row, shapes, obstacles)
+    if choice.strategy in row.builds:
+        evaluation.check_size(row.builds[choice.strategy](shapes), dtype, examples)
     apply = () if evaluation.meaning.reverse_only else row.strategies
     others = (name for name in apply if name != choice.strategy and obstacles[name] is None)
     return Learned(shapes, replace(choice, others=tuple(others)))
+
+
+def _too_large(evaluation: Evaluation, shape: tuple[int, ...], dtype: Any, examples: int) -> str | None:
+    """The obstacle that a strategy builds more than the server allows."""
+    try:
+        evaluation.check_size(shape, dtype, examples)
+    except Refusal as refusal:
+        return refusal.detail
+    return None
 
 
 def _choice(
@@ -170,7 +183,15 @@ def _choice(
         return Choice(planned, meaning.why)
     if meaning.nesting in row.strategies:
         return Choice(meaning.nesting, "asked for")
-    return row.choose(shapes)
+    for name in row.preferred:
+        if obstacles[name] is None:
+            return Choice(name, "nothing of the size of the Jacobian is made")
+    choice = row.choose(shapes)
+    if why := obstacles[choice.strategy]:
+        # Where the usual choice is too large, another may not be.
+        others = (Choice(name, why) for name, obstacle in obstacles.items() if obstacle is None)
+        return next(others, choice)
+    return choice
 
 
 def _shapes_in(value: Value) -> Any:

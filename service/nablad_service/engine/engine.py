@@ -20,6 +20,7 @@ from nablad_service.engine.diagnosis import Diagnosis
 from nablad_service.engine.environment import Meaning
 from nablad_service.engine.evaluation import Evaluation
 from nablad_service.engine.examples import examples_of, for_some_at_a_time
+from nablad_service.engine.fusing import asked_for, fused
 from nablad_service.engine.memory import fitted
 from nablad_service.engine.modes import (
     NoForwardMode,
@@ -145,6 +146,7 @@ class Engine:
         for name in (*signature.terms, *signature.outputs):
             named_value(program, name)
         _check_inputs(program)
+        program = _fused(program, signature)
         _check_strategies(program, signature)
         if signature.kind == "gradient":
             targets = [named_value(program, name) for name in signature.terms]
@@ -341,6 +343,13 @@ def in_reverse(program: Program, index: int) -> str:
     node = program.nodes[index]
     assert isinstance(node, graph.Derivative)
     return derivatives.TABLE[node.operator].in_reverse
+
+
+def _fused(program: Program, signature: Signature) -> Program:
+    """The program with squares found without their Jacobian, unless the caller says how to find that."""
+    pinned = {operator for operator, _ in signature.strategies}
+    kept = asked_for(program, (*signature.terms, *signature.outputs))
+    return fused(program, set(kept), {"jacobian", "grad"} - pinned)
 
 
 def _check_strategies(program: Program, signature: Signature) -> None:

@@ -10,6 +10,8 @@ from nablad_service.engine.derivatives import (
     hutchinson,
     hvp,
     jacobian,
+    jacobian_gram,
+    jacobian_norms,
     jvp,
     laplacian,
     partial,
@@ -26,6 +28,7 @@ from nablad_service.engine.derivatives.row import (
 from nablad_service.language.signatures import OperatorSignature
 
 __all__ = [
+    "HIDDEN",
     "LOOPS",
     "ROWS",
     "TABLE",
@@ -52,7 +55,14 @@ ROWS: tuple[DerivativeRow, ...] = (
     hutchinson.ROW,
     hutchinson.WITH_ERROR,
 )
-TABLE: dict[str, DerivativeRow] = {row.signature.name: row for row in ROWS}
+HIDDEN: tuple[DerivativeRow, ...] = (
+    jacobian_norms.ROW,
+    jacobian_norms.MEAN,
+    jacobian_norms.GRADIENT,
+    jacobian_gram.ROW,
+)
+"""What no text calls: they are put in place of pieces of a program (`nablad_service.engine.fusing`)."""
+TABLE: dict[str, DerivativeRow] = {row.signature.name: row for row in (*ROWS, *HIDDEN)}
 
 LOOPS = (
     OperatorSignature(

@@ -11,7 +11,7 @@ from jax.extend.core import ClosedJaxpr
 from nablad_service.engine.derivatives.row import Obstacle, Shapes
 
 
-def in_turn(function: Callable[[jax.Array], Any], xs: jax.Array, *, at_once: int = 1) -> Any:
+def in_turn(function: Callable[[Any], Any], xs: Any, *, at_once: int = 1) -> Any:
     """`jax.vmap(function)(xs)`, as a loop over groups of `at_once`.
 
     What a group needs on the way is forgotten, and computed again when the loop is differentiated in reverse:

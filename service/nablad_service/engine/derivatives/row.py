@@ -105,6 +105,10 @@ class DerivativeRow:
     result_shape: Callable[[Shapes], tuple[int, ...]] = lambda shapes: ()
     """Shape of results that can be much larger than what they come from."""
     obstacles: Mapping[str, Obstacle] = field(default_factory=dict)
+    preferred: tuple[str, ...] = ()
+    """Strategies that the static rule takes before `choose` is asked, the first that has no obstacle."""
+    builds: Mapping[str, Callable[[Shapes], tuple[int, ...]]] = field(default_factory=dict)
+    """Shape of an array larger than the result that a strategy makes on the way."""
 
     def obstacle(self, strategy: str, shapes: Shapes, value: ClosedJaxpr) -> str | None:
         """Why `strategy` does not apply; None where it does."""

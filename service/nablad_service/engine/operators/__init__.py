@@ -24,7 +24,7 @@ ROWS: tuple[Row, ...] = (
     *linear_algebra.ROWS,
     *random.ROWS,
 )
-TABLE: dict[str, Row] = {row.signature.name: row for row in ROWS}
+TABLE: dict[str, Row] = {row.signature.name: row for row in (*ROWS, *reductions.HIDDEN)}
 
 _CALLABLE = (
     *(derivative.signature for derivative in derivatives.ROWS),

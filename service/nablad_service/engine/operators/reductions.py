@@ -42,6 +42,15 @@ def norm(x: Value, axis: Value = None, keepdims: Value = False, eps: Value = 0) 
     return jnp.sqrt(squares + values.number(eps, "eps") ** 2)
 
 
+def norm_of_squares(x: Value, axis: Value = None, eps: Value = 0) -> Value:
+    """`norm` of what is given by the sum of its squares, or by a sum for each row where there is an axis."""
+    squares = array(x, "the argument of norm")
+    squares = jnp.sum(squares) if axis is None else squares
+    if values.is_static(eps) and eps == 0:
+        return jnp.sqrt(squares)
+    return jnp.sqrt(squares + values.number(eps, "eps") ** 2)
+
+
 def along(name: str, doc: str, function: Callable[..., Any], default: str) -> Row:
     """A function along one axis that keeps the shape."""
 
@@ -74,3 +83,13 @@ ROWS = (
     along("softmax", "exp(x) over its sum.", jax.nn.softmax, "-1"),
     along("log_softmax", "log of softmax, without overflow.", jax.nn.log_softmax, "-1"),
 )
+
+HIDDEN = (
+    row(
+        "norm_of_squares(x, axis=None, eps=0)",
+        "norm, by the sums of squares: what is left of it where these are found without the entries.",
+        "reduction",
+        norm_of_squares,
+    ),
+)
+"""What no text calls (`nablad_service.engine.fusing`)."""
