@@ -43,13 +43,13 @@ def plan_document(planned: Planned) -> dict[str, Any]:
     chosen = learned.variants[learned.chosen].choices if learned else ()
     found = {one.choices[0]: one for one in planned.variants if len(one.choices) == 1}
     # A derivative done as by default is no change at all.
-    found |= {(one.node, one.strategy): planned.variants[0] for one in planned.default.derivatives}
+    found |= {(one.leader, one.strategy): planned.variants[0] for one in planned.default.derivatives}
     derivatives = []
     for one in planned.plan.derivatives:
         strategies = sorted([one.strategy, *one.alternatives], key=list(TABLE[one.operator].strategies).index)
         candidates = []
         for strategy in strategies:
-            variant = found.get((one.node, strategy))
+            variant = found.get((one.leader, strategy))
             candidates.append(
                 {
                     "strategy": strategy,
@@ -140,7 +140,7 @@ def _note(
             return "not counted: another strategy is asked for"
         if signature.nesting != "auto":
             return f"not counted: nesting is '{signature.nesting}'"
-        return planned.skipped.get(((derivative.node, strategy),), "")
+        return planned.skipped.get(((derivative.leader, strategy),), "")
     if variant.same_as is not None:
         return "the same computation as another"
     if planned.learned and variant.choices in times and times[variant.choices] is None:

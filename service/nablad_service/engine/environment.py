@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nablad_models import Model
 from nablad_service.engine.derivatives import Choice, Shapes
+from nablad_service.engine.towers import Group
 from nablad_service.engine.values import Value
 from nablad_service.language import Limits, graph
 
@@ -24,6 +25,10 @@ class Learned:
 
     shapes: Shapes
     choice: Choice
+    leader: int
+    """The derivative whose strategy it follows: itself, or the first of those that it is computed with."""
+    inner: tuple[int, ...] = ()
+    """Derivatives inside it that are not computed by themselves."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,12 @@ class Environment:
 
     iterations: int = 1
     """How often the loops around it run it."""
+    maps: int = 0
+    """How many maps are around it."""
+    groups: Mapping[int, Group] | None = None
+    """Derivatives that can be computed together here, by member; None where nothing pulls them back."""
+    together: dict[int, Value] = field(default_factory=dict)
+    """What was computed so, until it is asked for."""
 
     def state_before(self, model: str, call: int) -> Mapping[str, Any]:
         """The state that a call starts from."""
@@ -97,4 +108,4 @@ class Environment:
     def child(self, known: Mapping[int, Value]) -> Environment:
         """The same, with `known` in place; what the child computes or updates stays in the child."""
         values = {**self.values, **known}
-        return replace(self, values=values, outermost=False)
+        return replace(self, values=values, outermost=False, groups=None, together={})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,13 +12,14 @@ import jax.numpy as jnp
 
 from nablad.problems import Refusal
 from nablad_service.engine import cautions, values
-from nablad_service.engine.differentiating import derivative
+from nablad_service.engine.differentiating import derivative, with_its_derivatives
 from nablad_service.engine.environment import Environment, Learned, Meaning
 from nablad_service.engine.indexing import carried, check_index, common_length, leaf_of, mapped_axes
 from nablad_service.engine.model_calls import model_call
 from nablad_service.engine.modes import NoForwardMode, no_forward_mode, no_reverse_mode
 from nablad_service.engine.operators import TABLE
 from nablad_service.engine.registered import registered_call
+from nablad_service.engine.towers import Group, groups
 from nablad_service.engine.values import Value, arrays_in, show
 from nablad_service.engine.watching import Record, seen, seen_backwards
 from nablad_service.language import graph
@@ -40,6 +41,8 @@ class Evaluation:
     """What looks like a mistake though it has a meaning, by node."""
     kinks: dict[int, str] = field(default_factory=dict)
     """Derivatives that went through a piecewise linear function, with its name."""
+    grouped: dict[tuple[int, ...], Mapping[int, Group]] = field(default_factory=dict)
+    """Derivatives that are computed together, by the nodes that are evaluated side by side."""
     record: Record | None = None
     """Where to note what is not finite; only a diagnosis does."""
 
@@ -50,7 +53,9 @@ class Evaluation:
             Refusal: pointing at the piece of text that has no value.
         """
         wanted = tuple(targets)
-        for index in self.meaning.program.schedule(wanted):
+        schedule = self.meaning.program.schedule(wanted)
+        environment.groups = self.groups(schedule, environment)
+        for index in schedule:
             if index not in environment.values:
                 environment.values[index] = self.value(index, environment)
         return [environment.values[index] for index in wanted]
@@ -63,7 +68,9 @@ class Evaluation:
             if self.record is not None:
                 environment = self._watched(node, environment, self.record)
             with jax.named_scope(f"node_{index}"):
-                value = RULES[type(node)](self, node, environment)
+                value = with_its_derivatives(self, index, environment)
+                if value is None:
+                    value = RULES[type(node)](self, node, environment)
             if self.record is not None:
                 value = seen(value, index, self.record)
             for leaf in jax.tree.leaves(value):
@@ -193,6 +200,7 @@ class Evaluation:
         def one_example(run: Any, *examples: Value) -> Value:
             inner = environment.inside(node.body, examples, run)
             inner.examples = environment.examples * length
+            inner.maps = environment.maps + 1
             return arrays_in(self.body(node.body, inner), "a mapped function", self.meaning.dtype)
 
         return jax.vmap(one_example, in_axes=(0, *axes))(jnp.arange(length), *arguments)
@@ -230,10 +238,19 @@ class Evaluation:
         return last if node.operator == "fori" else (last, ys)
 
     def body(self, body: graph.Body, inner: Environment) -> Value:
+        inner.groups = self.groups(body.nodes, inner)
         for index in body.nodes:
             if index not in inner.values:
                 inner.values[index] = self.value(index, inner)
         return inner.values[body.result]
+
+    def groups(self, scope: tuple[int, ...], environment: Environment) -> Mapping[int, Group] | None:
+        """The derivatives among `scope` that are computed together."""
+        if not (self.meaning.differentiated and environment.outermost):
+            return None
+        if scope not in self.grouped:
+            self.grouped[scope] = groups(self.meaning.program, scope)
+        return self.grouped[scope]
 
 
 def _first_line(error: Exception) -> str:

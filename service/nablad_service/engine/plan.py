@@ -29,6 +29,8 @@ class PlannedDerivative:
     value_size: int
     strategy: str
     alternatives: tuple[str, ...]
+    leader: int
+    """The derivative whose strategy it follows: itself, or the first of those that it is computed with."""
     reason: str
 
 
@@ -66,7 +68,11 @@ class Plan:
         signature = self.signature
         pinned = {operator for operator, _ in signature.strategies}
         free = signature.nesting == "auto"
-        return {one.node: one.alternatives for one in self.derivatives if free and one.operator not in pinned}
+        return {
+            one.node: one.alternatives
+            for one in self.derivatives
+            if free and one.operator not in pinned and one.leader == one.node
+        }
 
     def explain(self) -> str:
         """One line a derivative: where, what, how and why."""
@@ -114,7 +120,12 @@ def plan_of(evaluation: Evaluation, signature: Signature) -> Plan:
     """The plan that a traced evaluation followed."""
     program = evaluation.meaning.program
     planned = []
+    # What a tower stands for is not computed by itself; a member of a group is, whatever else rests on it.
+    within = {inner for learned in evaluation.learned.values() for inner in learned.inner}
+    within -= {member for group in evaluation.grouped.values() for member in group}
     for index, learned in sorted(evaluation.learned.items()):
+        if index in within:
+            continue
         node = program.nodes[index]
         assert isinstance(node, graph.Derivative)
         assert node.span is not None
@@ -132,6 +143,7 @@ def plan_of(evaluation: Evaluation, signature: Signature) -> Plan:
                 value_size=learned.shapes.y_size,
                 strategy=learned.choice.strategy,
                 alternatives=learned.choice.others,
+                leader=learned.leader,
                 reason=learned.choice.reason,
             )
         )

@@ -22,8 +22,11 @@ from nablad_service.engine.derivatives.row import (
     DerivativeRow,
     Differentiation,
     Drawn,
+    Orders,
     Shapes,
     Strategy,
+    Together,
+    Tower,
 )
 from nablad_service.language.signatures import OperatorSignature
 
@@ -37,8 +40,11 @@ __all__ = [
     "DerivativeRow",
     "Differentiation",
     "Drawn",
+    "Orders",
     "Shapes",
     "Strategy",
+    "Together",
+    "Tower",
 ]
 
 ROWS: tuple[DerivativeRow, ...] = (

@@ -19,14 +19,14 @@ the single-jvp rule is Lux.jl's (manual, "Nested Automatic Differentiation").
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from nablad_service.engine.derivatives.explicit import Explicit
+from nablad_service.engine.derivatives.lifting import Function, lifted
 from nablad_service.engine.derivatives.row import (
-    Captured,
     Choice,
     DerivativeRow,
     Differentiation,
@@ -46,7 +46,7 @@ def forward_over_reverse(problem: Differentiation) -> Value:
     """`jax.grad` whose pullback is one jvp of the gradient with respect to everything."""
     if not problem.differentiated:
         return jax.grad(problem.at)(problem.x)
-    return pulled_back_by_jvp(problem.function, problem.x, problem.captured)
+    return _pulled_back_by_jvp(problem)
 
 
 def forward_over_reverse_barrier(problem: Differentiation) -> Value:
@@ -59,7 +59,7 @@ def forward_over_reverse_barrier(problem: Differentiation) -> Value:
     """
     if not problem.differentiated:
         return jax.grad(problem.at)(problem.x)
-    return pulled_back_by_jvp(problem.function, problem.x, problem.captured, barrier=True)
+    return _pulled_back_by_jvp(problem, barrier=True)
 
 
 def remat(problem: Differentiation) -> Value:
@@ -70,26 +70,27 @@ def remat(problem: Differentiation) -> Value:
     return jax.grad(jax.checkpoint(problem.at))(problem.x)
 
 
-def pulled_back_by_jvp(
-    function: Callable[[Value, Captured], Any], x: Value, captured: Captured, barrier: bool = False
-) -> Value:
-    """∇ₓ function(x, captured), with the pullback of the module's docstring."""
-    leaves, structure = jax.tree.flatten(captured)
-    floating = [isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
-    traced = [isinstance(leaf, jax.Array) for leaf in leaves]
-    # Numbers of the text stay Python's: as traced arguments they could shape nothing any more.
-    static = [None if is_traced else leaf for leaf, is_traced in zip(leaves, traced, strict=True)]
-
-    def rebuild(floats: list[Any], others: list[Any]) -> Captured:
-        of_floats, of_others = iter(floats), iter(others)
-        merged = [
-            next(of_floats) if is_float else next(of_others) if is_traced else fixed
-            for is_float, is_traced, fixed in zip(floating, traced, static, strict=True)
-        ]
-        return jax.tree.unflatten(structure, merged)
+def _pulled_back_by_jvp(problem: Differentiation, barrier: bool = False) -> Value:
+    """∇ₓ f(x, c), with the pullback of the module's docstring."""
+    explicit = Explicit.of(problem.captured)
 
     def scalar(x: Value, floats: list[Any], others: list[Any]) -> Any:
-        return function(x, rebuild(floats, others))
+        return problem.function(x, explicit.captured(floats, others))
+
+    rule = lifted(lambda scalar: _with_pullback(scalar, barrier), scalar, problem.maps, _summed)
+    return rule(problem.x, explicit.floats, explicit.others)
+
+
+def _summed(scalar: Function, in_axes: Any, size: int) -> Function | None:
+    """The sum over examples has each example's gradient as its own, where each has a variable of its own."""
+    if not all(axis == 0 for axis in jax.tree.leaves(in_axes[0], is_leaf=lambda axis: axis is None)):
+        return None
+    examples = jax.vmap(scalar, in_axes=in_axes, axis_size=size)
+    return lambda *arguments: jnp.sum(examples(*arguments))
+
+
+def _with_pullback(scalar: Function, barrier: bool) -> Function:
+    """From x, floats and others to the gradient of `scalar` in x, with a pullback of its own."""
 
     @jax.custom_vjp
     def gradient(x: Value, floats: list[Any], others: list[Any]) -> Value:
@@ -105,13 +106,8 @@ def pulled_back_by_jvp(
         return x_bar, floats_bar, None
 
     gradient.defvjp(forward, backward)
-    floats = [leaf for leaf, is_float in zip(leaves, floating, strict=True) if is_float]
-    others = [
-        leaf
-        for leaf, is_float, is_traced in zip(leaves, floating, traced, strict=True)
-        if is_traced and not is_float
-    ]
-    return gradient(x, floats, others)
+    pulled_back: Function = gradient
+    return pulled_back
 
 
 def check(shapes: Shapes) -> None:

@@ -2,6 +2,8 @@
 
 Where u and x are batches of equal shape and no entry of u depends on another entry of x, the Jacobian is
 diagonal and one jvp with a tangent of ones reads it off. `d(u, x, t)` is `d(d(u, x), t)`.
+
+Where a loss will be differentiated, all derivatives of one value can be taken together (`tower.py`).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from nablad_service.engine.derivatives import tower
 from nablad_service.engine.derivatives.row import (
     Choice,
     DerivativeRow,
@@ -48,6 +51,16 @@ def independent_axes(shapes: Shapes) -> tuple[tuple[int, int], ...]:
     return tuple((axis, axis) for axis, length in enumerate(shapes.x.shape) if length > 1)
 
 
+def choose_together(order: int, of_derivatives: bool) -> Choice:
+    """By what was measured (`tower.py`); first orders alone gain little."""
+    if of_derivatives:
+        return Choice("forward_merged", "a derivative of derivatives: equal steps are merged first")
+    if order > 1:
+        return Choice("tower", "all orders of one value are pulled back by one gradient, pushed forward")
+    return ALONE
+
+
+ALONE = Choice("forward", "one forward pass along the variable")
 ROW = DerivativeRow(
     OperatorSignature(
         "d",
@@ -57,8 +70,10 @@ ROW = DerivativeRow(
         order=1,
     ),
     check,
-    {"forward": forward, "reverse": reverse},
-    lambda shapes: Choice("forward", "one forward pass along the variable"),
+    {"forward": forward, "reverse": reverse, "tower": forward, "forward_merged": forward},
+    lambda shapes: ALONE,
     "reverse",
     independent_axes,
+    together={"tower": tower.pulled_back_together, "forward_merged": tower.merged_forward},
+    choose_together=choose_together,
 )

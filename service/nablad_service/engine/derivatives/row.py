@@ -62,6 +62,8 @@ class Differentiation:
     shapes: Shapes
     differentiated: bool
     """Whether this is an outermost inner derivative of a loss that will be differentiated in reverse."""
+    maps: int = 0
+    """How many `vmap` are around it."""
     drawn: Drawn | None = None
 
     def at(self, x: Value) -> Any:
@@ -69,7 +71,30 @@ class Differentiation:
         return self.function(x, self.captured)
 
 
+Orders: TypeAlias = tuple[int, ...]
+"""A multi-index: how often each variable is differentiated in."""
+
+
+@dataclass(frozen=True)
+class Tower:
+    """Derivatives about to be computed together, of the values of `function(xs, captured)`.
+
+    All that it reads is explicit. Each variable is differentiated in along ones: it is a scalar, or its
+    entries do not mix.
+    """
+
+    function: Callable[[tuple[Any, ...], Captured], tuple[Any, ...]]
+    xs: tuple[Any, ...]
+    captured: Captured
+    wanted: tuple[tuple[int, Orders], ...]
+    """(position of the value, multi-index), each once."""
+    maps: int
+    """How many `vmap` are around them."""
+
+
 Strategy: TypeAlias = Callable[[Differentiation], Any]
+Together: TypeAlias = Callable[[Tower], tuple[Any, ...]]
+"""A strategy for all derivatives of a tower; gives them in the order of `wanted`."""
 Obstacle: TypeAlias = Callable[[Shapes, ClosedJaxpr], str | None]
 """Why a strategy does not apply to a derivative, from its shapes and its traced value; None where it does."""
 
@@ -113,6 +138,11 @@ class DerivativeRow:
     def obstacle(self, strategy: str, shapes: Shapes, value: ClosedJaxpr) -> str | None:
         """Why `strategy` does not apply; None where it does."""
         return self.obstacles[strategy](shapes, value) if strategy in self.obstacles else None
+
+    together: Mapping[str, Together] = field(default_factory=dict)
+    """Strategies for several derivatives at once: what `strategies` has by their names is for one alone."""
+    choose_together: Callable[[int, bool], Choice] | None = None
+    """The static rule for several, from their highest order and whether they are derivatives of others."""
 
     of_trees: bool = False
     """Whether the value may be a parameter tree: the gradient of a loss."""
