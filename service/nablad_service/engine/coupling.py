@@ -61,6 +61,8 @@ def through(equation: JaxprEqn, inputs: list[Axis]) -> list[Axis]:
     if all(axis in (FIXED, ZERO) for axis in inputs):
         zeros = name in KEEP_SUMS and name not in BY_FIXED and FIXED not in inputs
         return [ZERO if zeros else FIXED] * count
+    if name == "optimization_barrier":
+        return list(inputs)
     if MIXED in inputs:
         return [MIXED] * count
     if name in CALLS:
@@ -335,7 +337,7 @@ ELEMENTWISE = frozenset([
     "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "convert_element_type", "copy", "cos", "cosh",
     "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma",
     "imag", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min",
-    "mul", "name", "ne", "neg", "nextafter", "not", "noted", "optimization_barrier", "or", "passed",
+    "mul", "name", "ne", "neg", "nextafter", "not", "noted", "or", "passed",
     "polygamma", "pow",
     "real", "reduce_precision", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt",
     "square", "stop_gradient", "sub", "tan", "tanh", "xor",

@@ -108,7 +108,7 @@ class _Walk:
         key = (equation.primitive.name, reads, _settings(equation.params))
         if key not in self.known:
             self.known[key] = tuple(self.value(var.aval) for var in equation.outvars)
-            self.flat.steps.append(Step(equation, reads, self.known[key]))
+            self.flat.steps += _apart(Step(equation, reads, self.known[key]))
         return self.known[key]
 
     def _fixed(self, key: Hashable, aval: Any, value: Any) -> int:
@@ -117,6 +117,17 @@ class _Walk:
             typed = value if getattr(aval, "shape", ()) else np.asarray(value, aval.dtype)
             self.flat.fixed[self.known[key][0]] = typed
         return self.known[key][0]
+
+
+def _apart(step: Step) -> list[Step]:
+    """A barrier of several values as one of each: they have nothing else to do with one another."""
+    if step.equation.primitive.name != "optimization_barrier":
+        return [step]
+    variables = zip(step.equation.invars, step.equation.outvars, step.reads, step.makes, strict=True)
+    return [
+        Step(step.equation.replace(invars=[before], outvars=[after]), (read,), (made,))
+        for before, after, read, made in variables
+    ]
 
 
 def _settings(params: Mapping[str, Any]) -> Hashable:

@@ -108,7 +108,7 @@ def _meeting(equation: JaxprEqn, axes: Sequence[Axis]) -> list[int | None]:
                     met = kind[1 - here][list(kind[here]).index(axes[here])]
                     return [axes[0], met] if here == 0 else [met, axes[1]]
         return [None, None]
-    if name in (CONVOLUTION, "gather", "dynamic_slice", "pad"):
+    if name in (CONVOLUTION, "gather", "dynamic_slice", "pad", "optimization_barrier"):
         return [None] * len(axes)
     carried = next(axis for axis in axes if axis >= 0)
     return [carried] * len(axes)
