@@ -42,14 +42,12 @@ from nablad_service.engine.plan import Plan
 from nablad_service.engine.planner import (
     EXAMPLES,
     Choices,
+    Variant,
     chunk_sizes,
-    fastest,
-    second_round,
-    worth_timing,
 )
+from nablad_service.engine.race import RUNS, Result, Round, race
 from nablad_service.hosting import ModelStore
 from nablad_service.query import Query, arguments
-from nablad_service.tuning import ROUNDS
 from nablad_service.validation import gradient_query
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "nested_ad.md"
@@ -471,25 +469,30 @@ class Variants:
 
     def tuned(self) -> int:
         """The variant that the server's tuner (`nablad_service.tuning`) would choose."""
-        first = worth_timing(self.found[: self.looked_at], None)
-        medians = self._times(first) if len(first) > 1 else {}
-        trials = second_round(self.found[: self.looked_at], medians, self.engine.examples(self.query))
-        second = [index for index in map(self.position, trials) if index is not None]
-        if second:
-            best = min(medians, key=medians.__getitem__)
-            medians |= self._times([*dict.fromkeys((0, best)), *second])
-        return fastest(medians)
+        contest = race(self.found, self._counted, self.engine.examples(self.query))
+        try:
+            _, asked = next(contest)
+            while True:
+                _, asked = contest.send(self._times(asked))
+        except StopIteration as end:
+            result: Result = end.value
+            return result.chosen
 
-    def _times(self, kept: Sequence[int]) -> dict[int, float]:
-        times: dict[int, list[float]] = {index: [] for index in kept}
-        for turn in range(ROUNDS + 1):
-            for index in kept:
+    def _counted(self, trials: Sequence[Choices]) -> list[Variant]:
+        more = self.engine.counted(self.query, trials)
+        self.found += more
+        return more
+
+    def _times(self, asked: Round) -> dict[int, float]:
+        times: dict[int, list[float]] = {index: [] for index in asked.variants}
+        for turn in range(asked.runs + 1):
+            for index in asked.variants:
                 executable = self.executable(index)
                 started = time.perf_counter()
                 executable.run(self.query)
                 if turn:  # the first run of each is warming up
                     times[index].append(time.perf_counter() - started)
-        return {index: statistics.median(runs) for index, runs in times.items()}
+        return {index: min(runs) for index, runs in times.items()}
 
 
 NAIVE = -1
@@ -542,7 +545,7 @@ def compare(what: str, found: Mapping[str, Any], loss: Any, gradient: Mapping[st
         raise Disagreement(f"{what}: {detail}")
 
 
-def measure(row: Row, rounds: int, seconds: float, *, quick: bool) -> Outcome:
+def measure(row: Row, rounds: int, seconds: float, *, quick: bool = False) -> Outcome:
     """Compile, compare and time a row; `quick` only the variants that the tuner would run.
 
     Raises:
@@ -685,7 +688,7 @@ def page(outcomes: Sequence[Outcome], rounds: int, others: str) -> str:
 
 Each row is a loss with its gradient in the parameters. *Naive* is that loss with `jax.grad`, `jax.jacobian`
 (which is `jacrev`), `jax.hessian` and `jax.vmap` one inside the other, under `jax.jit`. *Default* is the
-engine's static rule, *auto* what the tuner picks from its costs and {ROUNDS} runs of each candidate, *best*
+engine's static rule, *auto* what the tuner picks from its costs and {RUNS} runs of each candidate, *best*
 the fastest of all variants. The times are other runs than the tuner's: medians of up to {rounds} rounds in
 one process, all programs in turn, answers ready on the device. A variant that took {TOO_SLOW:.0f} times the
 fastest while warming up has only that time. Naive and engine call the same model function, and all losses

@@ -63,10 +63,10 @@ def estimators(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_benchmark_of_estimators_has_all_rows(estimators: Any) -> None:
     matrix = estimators.decaying(30)
-    rows = estimators.measure(matrix, repetitions=4, rounds=1)
+    rows = estimators.measure(matrix, repetitions=10, rounds=1)
     assert [row.method for row in rows] == list(estimators.METHODS)
     assert all(len(row.rms) == len(row.ms) == len(row.products) for row in rows)
-    assert matrix.name in estimators.page(rows, 4)
+    assert matrix.name in estimators.page(rows, 10)
 
 
 @pytest.mark.parametrize(("method", "count"), [("hutch++", 8), ("xtrace", 5)])

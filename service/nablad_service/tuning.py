@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from typing import TypeVar
 
 from nablad_service.engine.engine import Engine, Executable
-from nablad_service.engine.planner import Variant, fastest, second_round, worth_timing
+from nablad_service.engine.planner import Variant
+from nablad_service.engine.race import Result, Round, race
 from nablad_service.learned_plans import LearnedPlan, LearnedPlans, Timed
 from nablad_service.query import Query, Signature
 from nablad_service.scheduler import Scheduler
@@ -30,8 +30,6 @@ log = logging.getLogger("nablad")
 
 MOST_COUNTED = 4096
 """Programs whose calls are counted; a server that sees more begins to count anew."""
-ROUNDS = 3
-"""Runs of each variant, in turn, so that what else the machine does meets all of them alike."""
 SPARE = 4
 """Threads that may be lost to programs that do not compile; after that nothing is tuned any more."""
 
@@ -81,51 +79,53 @@ class Tuner:
 
     async def tune(self, query: Query) -> LearnedPlan:
         """Cost, compile and time the variants of a program, and let the fastest one run from now on."""
-        variants = await self._aside(lambda: self._engine.variants(query))
-        limit = self._engine.memory_limit(query)
-        first = worth_timing(variants, limit)
+        found = await self._aside(lambda: self._engine.variants(query))
+        contest = race(
+            found,
+            lambda trials: self._engine.counted(query, trials),
+            self._engine.examples(query),
+            self._engine.memory_limit(query),
+        )
         compiled: dict[int, Executable] = {}
-        medians = await self._times(query, variants, first, compiled) if len(first) > 1 else {}
-        trials = second_round(variants, medians, self._engine.examples(query))
-        if trials:
-            more = await self._aside(lambda: self._engine.counted(query, trials))
-            second = range(len(variants), len(variants) + len(more))
-            variants = [*variants, *more]
-            fit = [index for index in second if limit is None or variants[index].cost.peak_bytes <= limit]
-            # Once more with what they must beat: times of one round are not those of another.
-            best = min(medians, key=medians.__getitem__)
-            medians |= await self._times(query, variants, [*dict.fromkeys((0, best)), *fit], compiled)
-        chosen = fastest(medians)
+        times: Mapping[int, float] | None = None
+        while True:
+            try:
+                # Tracing what is tried next takes a while too.
+                variants, asked = await self._aside(partial(_next, contest, times))
+            except _Decided as decided:
+                result = decided.result
+                break
+            times = await self._times(query, variants, asked, compiled)
         plan = LearnedPlan(
             self._learned.key(query.signature),
             query.signature.text,
             self._engine.device(),
             tuple(
-                Timed(one.choices, one.cost.flops, one.cost.peak_bytes, medians.get(index))
-                for index, one in enumerate(variants)
+                Timed(one.choices, one.cost.flops, one.cost.peak_bytes, result.times.get(index))
+                for index, one in enumerate(result.variants)
             ),
-            chosen,
+            result.chosen,
         )
         self._learned.put(plan)
-        if chosen:
-            self._replace(query.signature, compiled[chosen])
+        if result.chosen:
+            self._replace(query.signature, compiled[result.chosen])
         return plan
 
     async def _times(
-        self, query: Query, variants: list[Variant], kept: list[int], compiled: dict[int, Executable]
+        self, query: Query, variants: list[Variant], asked: Round, compiled: dict[int, Executable]
     ) -> dict[int, float]:
-        """Median milliseconds of each variant in `kept`, run in turn; compiles what is not `compiled` yet."""
-        for index in kept:
+        """The least milliseconds of each variant of a round; compiles what is not `compiled` yet."""
+        for index in asked.variants:
             if index not in compiled:
                 choices = dict(variants[index].choices)
                 compiled[index] = await self._aside(partial(self._compile, query, choices))
-        times: dict[int, list[float]] = {index: [] for index in kept}
-        for turn in range(ROUNDS + 1):
-            for index in kept:
+        times: dict[int, list[float]] = {index: [] for index in asked.variants}
+        for turn in range(asked.runs + 1):
+            for index in asked.variants:
                 finished = await self._scheduler.run(partial(_timed, compiled[index], query))
                 if turn:  # the first run of each is warming up
                     times[index].append(finished.result)
-        return {index: statistics.median(runs) for index, runs in times.items()}
+        return {index: min(runs) for index, runs in times.items()}
 
     async def _aside(self, work: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._thread.submit(work))
@@ -138,6 +138,25 @@ class Tuner:
         for task in self._tasks:
             task.cancel()
         self._thread.close()
+
+
+class _Decided(Exception):
+    """The contest is over. A `StopIteration` cannot pass through a future."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__()
+        self.result = result
+
+
+def _next(
+    contest: Generator[tuple[list[Variant], Round], Mapping[int, float], Result],
+    times: Mapping[int, float] | None,
+) -> tuple[list[Variant], Round]:
+    """The next round of a contest, given the times of the last one."""
+    try:
+        return next(contest) if times is None else contest.send(times)
+    except StopIteration as end:
+        raise _Decided(end.value) from None
 
 
 def _timed(executable: Executable, query: Query) -> float:

@@ -14,10 +14,7 @@ from nablad_service.engine.planner import (
     MOST_KEPT,
     MOST_TRACED,
     Choices,
-    Variant,
     chunk_sizes,
-    fastest,
-    second_round,
     variants,
     worth_timing,
 )
@@ -74,29 +71,6 @@ def test_the_default_and_the_best_changes_are_tried_in_chunks() -> None:
         ((EXAMPLES, "16"), (1, "a")),
         ((EXAMPLES, "64"), (1, "a")),
     ]
-
-
-def test_the_second_round_takes_the_fastest_strategies_in_the_best_chunks() -> None:
-    cost = Cost(1.0, 64 << 20)
-    chunked = Variant(((EXAMPLES, "16"),), cost)
-    found = [Variant((), cost), chunked, Variant(((1, "a"),), cost), Variant(((1, "b"),), cost)]
-    assert second_round(found, {0: 5.0, 1: 1.0, 2: 4.0, 3: 3.0}, 1024) == [
-        {1: "b", EXAMPLES: "16"},
-        {1: "a", EXAMPLES: "16"},
-    ]
-    assert second_round(found, {0: 5.0, 2: 1.0}, 1024) == [
-        {1: "a", EXAMPLES: "16"},
-        {1: "a", EXAMPLES: "64"},
-        {EXAMPLES: "64"},
-    ]
-    assert second_round(found, {0: 5.0, 2: 1.0}, None) == []
-    assert second_round(found, {}, 1024) == []
-
-
-def test_the_default_stays_unless_another_is_clearly_faster() -> None:
-    assert fastest({0: 1.0, 1: 0.96}) == 0
-    assert fastest({0: 1.0, 1: 0.9, 2: 0.94}) == 1
-    assert fastest({}) == 0
 
 
 def test_what_is_over_the_memory_limit_or_hopeless_is_left_out() -> None:

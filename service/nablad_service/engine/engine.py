@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -226,7 +226,7 @@ class Engine:
 
         return variants(plain.plan.alternatives(), count, self.examples(query), skipped=skipped)
 
-    def counted(self, query: Query, trials: list[dict[int, str]]) -> list[Variant]:
+    def counted(self, query: Query, trials: Sequence[Choices]) -> list[Variant]:
         """The variants of some choices, with their costs; those that cannot be traced are left out."""
         found = []
         for choices in trials:

@@ -4,7 +4,7 @@ Trying all combinations would trace a program exponentially often, and derivativ
 best for one is best whatever the others do, but for merged subexpressions. So each derivative is varied
 alone, the costs are counted without compiling, and what cannot win is dropped. Counting alone picks badly,
 because two computations of equal operations can differ several times in speed; it only says what need not be
-timed. What was timed first says what to try in a second round: the fastest strategies, in chunks of examples.
+timed (`race`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ MOST_SECONDS = 20.0
 """Seconds of tracing spent on the variants of one program; a long program takes many for each."""
 MOST_KEPT = 8
 """Variants worth compiling and timing, the default among them."""
-MOST_IN_SECOND_ROUND = 4
 HOPELESS = 4.0
 """Times the operations of the cheapest at which a variant is not timed.
 
@@ -36,8 +35,6 @@ a Laplacian in ten dimensions took a third of the time with twice the operations
 """
 WORKING_SETS = (1 << 20, 1 << 22)
 """Bytes that a chunk of examples should have at work: near the sizes of caches."""
-CLEARLY = 0.95
-"""Share of the default's time that a variant must stay under to take its place: less is noise."""
 
 
 @dataclass(frozen=True)
@@ -148,28 +145,3 @@ def worth_timing(found: Sequence[Variant], memory_limit: int | None) -> list[int
     hopeful.sort(key=lambda index: found[index].cost.flops)
     start = [0] if 0 in different else []
     return [*start, *hopeful][:MOST_KEPT]
-
-
-def second_round(
-    found: Sequence[Variant], times: Mapping[int, float], examples: int | None
-) -> list[dict[int, str]]:
-    """What to time next, given the times of some variants: the fastest strategies in chunks of examples."""
-    if not examples or not times:
-        return []
-    ranked = sorted(times, key=times.__getitem__)
-    at_once = dict(found[ranked[0]].choices).get(EXAMPLES)
-    tried = {one.choices for one in found}
-    trials: list[dict[int, str]] = []
-    for index in ranked[:3]:
-        sizes = (at_once,) if at_once else chunk_sizes(found[index].cost.peak_bytes, examples)
-        for size in sizes:
-            choices = {**found[index].strategies, EXAMPLES: str(size)}
-            if tuple(sorted(choices.items())) not in tried and choices not in trials:
-                trials.append(choices)
-    return trials[:MOST_IN_SECOND_ROUND]
-
-
-def fastest(times: Mapping[int, float]) -> int:
-    """The variant to run: the default, unless another is clearly faster."""
-    chosen = min(times, key=times.__getitem__, default=0)
-    return 0 if 0 in times and times[chosen] > CLEARLY * times[0] else chosen
