@@ -21,7 +21,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import statistics
 import sys
 import time
@@ -45,13 +44,12 @@ from nablad_service.engine.planner import (
     Variant,
     chunk_sizes,
 )
-from nablad_service.engine.race import RUNS, Result, Round, race
+from nablad_service.engine.race import RUNS, RUNS_AT_LAST, Result, Round, race
 from nablad_service.hosting import ModelStore
 from nablad_service.query import Query, arguments
 from nablad_service.validation import gradient_query
 
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "nested_ad.md"
-PLOT = PAGE.with_suffix(".png")
+FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
 TOLERANCE = 1e-4
 """Of the loss, and of the largest entry of the gradient, in float32."""
 TIE = 0.15
@@ -646,10 +644,28 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
+def page_of(kind: str) -> Path:
+    """Where the page of a kind of device is kept."""
+    return FOLDER / ("nested_ad.md" if kind == "cpu" else f"nested_ad_{kind}.md")
+
+
+def platform() -> str:
+    """The kind of device that programs run on: cpu, gpu."""
+    return str(jax.devices()[0].platform)
+
+
+def beside() -> str:
+    """Where the same was measured on another device."""
+    other = "cpu" if platform() != "cpu" else "gpu"
+    if page_of(other).exists():
+        return f"The same on another device: [{other}]({page_of(other).name})."
+    return f"No {other.upper()} was at hand; the program writes a page of its own there, beside this one."
+
+
 def machine() -> str:
     """What the times depend on."""
     device = jax.devices()[0].device_kind
-    return f"{os.cpu_count()} cores, {device}, {platform.machine()}, JAX {jax.__version__}, float32"
+    return f"{os.cpu_count()} cores, {device}, {os.uname().machine}, JAX {jax.__version__}, float32"
 
 
 @dataclass(frozen=True)
@@ -688,11 +704,14 @@ def page(outcomes: Sequence[Outcome], rounds: int, others: str) -> str:
 
 Each row is a loss with its gradient in the parameters. *Naive* is that loss with `jax.grad`, `jax.jacobian`
 (which is `jacrev`), `jax.hessian` and `jax.vmap` one inside the other, under `jax.jit`. *Default* is the
-engine's static rule, *auto* what the tuner picks from its costs and {RUNS} runs of each candidate, *best*
-the fastest of all variants. The times are other runs than the tuner's: medians of up to {rounds} rounds in
-one process, all programs in turn, answers ready on the device. A variant that took {TOO_SLOW:.0f} times the
-fastest while warming up has only that time. Naive and engine call the same model function, and all losses
-and gradients agree with the naive ones to {TOLERANCE:g}. Ratios below 1 are faster; {TIE:.0%} is a tie.
+engine's static rule, *auto* what the tuner picks from its costs and {RUNS} runs of each candidate, then
+{RUNS_AT_LAST} of the best, *best* the fastest of all variants, each strategy for all examples at once and in
+chunks. The times are other runs than the tuner's: medians of up to {rounds} rounds in one process, all
+programs in turn, answers ready on the device. A variant that took {TOO_SLOW:.0f} times the fastest while
+warming up has only that time. Naive and engine call the same model function, and all losses and gradients
+agree with the naive ones to {TOLERANCE:g}. Ratios below 1 are faster; {TIE:.0%} is a tie.
+
+{beside()}
 
 ## In short
 
@@ -700,7 +719,7 @@ and gradients agree with the naive ones to {TOLERANCE:g}. Ratios below 1 are fas
 
 The best variant is picked with the times that are shown, so regret includes their noise.
 
-![Times of naive, auto and best, by row]({PLOT.name})
+![Times of naive, auto and best, by row]({page_of(platform()).with_suffix(".png").name})
 
 ## All rows
 
@@ -767,8 +786,9 @@ def main() -> int:
     if wrong:
         return 1
     if not options.quick and not options.rows:
-        PAGE.write_text(page(outcomes, rounds, others))
-        draw(outcomes, PLOT)
+        path = page_of(platform())
+        path.write_text(page(outcomes, rounds, others))
+        draw(outcomes, path.with_suffix(".png"))
     return 0
 
 

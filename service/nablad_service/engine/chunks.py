@@ -22,7 +22,7 @@ from jax.extend.core import ClosedJaxpr
 
 from nablad_service.engine.coupling import ELEMENTWISE, FIXED, MIXED, PARTIAL, ZERO, Axis, literal, through
 from nablad_service.engine.merged import Merged, Step, merged
-from nablad_service.engine.resizing import Part, bind, do, shared
+from nablad_service.engine.resizing import Part, do, shared
 
 MOST_LOOPS = 3
 """Loops one after the other; what would need more is done for all examples."""
@@ -231,7 +231,7 @@ def _run(schedule: _Schedule, arguments: Sequence[Any], at_once: int) -> list[An
         for one in schedule.outside:
             if one.loop == waits_for:
                 operands = [whole[value] for value in one.step.reads]
-                whole.update(zip(one.step.makes, bind(one.step.equation, operands), strict=True))
+                whole.update(zip(one.step.makes, one.step.run(operands), strict=True))
 
     outside(0)
     for loop in range(1, MOST_LOOPS + 1):

@@ -2,17 +2,23 @@
 
 XLA merges equal subexpressions before it runs anything, and a gradient of a gradient is full of them: as
 written, one nesting can look twice as dear as another that compiles to the same code. Inside a loop XLA
-merges less, so what goes into one is better merged before.
+merges less, and what reverse mode makes of equal steps is not equal any more: so what goes into a loop, or
+will be differentiated, is better merged before. As a list, a computation can also be evaluated with changes
+on the way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
+import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from nablad_service.engine.jaxprs import equations
+from nablad_service.engine.modes import need_no_pushed_rule
 
 CALLS = {
     "pjit": "jaxpr",
@@ -27,6 +33,11 @@ CALLS = {
     "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
 """Primitives that stand for a computation, with the parameter that holds it."""
+PLAIN = frozenset({"pjit", "jit", "closed_call", "core_call"})
+"""Calls that are nothing but that."""
+WITHOUT_RULE = PLAIN | {"remat", "remat2", "checkpoint"}
+"""Calls without a derivative of their own."""
+RULE = "custom_jvp_call"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +47,14 @@ class Step:
     equation: JaxprEqn
     reads: tuple[int, ...]
     makes: tuple[int, ...]
+
+    def run(self, operands: Sequence[Any]) -> list[Any]:
+        """The values that it makes of `operands`."""
+        return bind(self.equation, operands)
+
+
+Change: TypeAlias = Callable[[Step, list[Any]], list[Any]]
+"""What a step makes of its operands in place of what it says."""
 
 
 @dataclass(slots=True)
@@ -57,12 +76,42 @@ class Merged:
             return 0
         return aval.size * aval.dtype.itemsize if hasattr(aval, "shape") else 0
 
+    def evaluate(self, arguments: Sequence[Any], changes: Mapping[int, Change] | None = None) -> list[Any]:
+        """The results for `arguments`; `changes` are by the position of the step."""
+        known = {**self.fixed, **dict(zip(self.arguments, arguments, strict=True))}
+        for position, step in enumerate(self.steps):
+            operands = [known[read] for read in step.reads]
+            change = changes.get(position) if changes else None
+            made = change(step, operands) if change else step.run(operands)
+            known.update(zip(step.makes, made, strict=True))
+        return [known[value] for value in self.results]
 
-def merged(closed: ClosedJaxpr) -> Merged:
-    """The computation of `closed`, without what its results do not need."""
+    def readers(self) -> dict[int, list[tuple[int, int]]]:
+        """For each value the (position of step, number of operand) that read it."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        for position, step in enumerate(self.steps):
+            for number, read in enumerate(step.reads):
+                found.setdefault(read, []).append((position, number))
+        return found
+
+
+def bind(equation: JaxprEqn, operands: Sequence[Any], params: Mapping[str, Any] | None = None) -> list[Any]:
+    """What an equation makes of `operands`, as it stands or with other settings."""
+    primitive = equation.primitive
+    settings = primitive.get_bind_params(equation.params if params is None else params)
+    with equation.ctx.manager:
+        made = primitive.bind(*operands, **settings)
+    return list(made) if primitive.multiple_results else [made]
+
+
+def merged(closed: ClosedJaxpr, calls: Collection[str] = frozenset(CALLS)) -> Merged:
+    """The computation of `closed`, without what its results do not need; `calls` are inlined.
+
+    Where those with a derivative of their own (relu, softplus) are not, two of one are not known to be equal,
+    and are not merged.
+    """
     flat = Merged()
-    known: dict[Hashable, tuple[int, ...]] = {}
-    walk = _Walk(flat, known)
+    walk = _Walk(flat, calls, {})
     flat.arguments = tuple(walk.value(var.aval) for var in closed.jaxpr.invars)
     flat.results = tuple(walk.through(closed.jaxpr, closed.consts, flat.arguments))
     needed, kept = set(flat.results), []
@@ -74,9 +123,30 @@ def merged(closed: ClosedJaxpr) -> Merged:
     return flat
 
 
+def without_repetition(function: Callable[..., Any], *, differentiable: bool) -> Callable[..., Any]:
+    """`function` of trees of arrays, every equal step computed once.
+
+    Nested derivatives along one direction are full of equal steps: k nested jvp write down 2ᵏ tangents, of
+    which k + 1 differ. Where the result is `differentiable`, functions with a derivative of their own stay
+    whole. Figures are in `derivatives/tower.py`.
+    """
+
+    def evaluate(*arguments: Any) -> Any:
+        leaves, structure = jax.tree.flatten(arguments)
+        closed, result = jax.make_jaxpr(
+            lambda *leaves: function(*jax.tree.unflatten(structure, leaves)), return_shape=True
+        )(*leaves)
+        need_no_pushed_rule(closed)
+        flat = merged(closed, PLAIN if differentiable else PLAIN | {RULE})
+        return jax.tree.unflatten(jax.tree.structure(result), flat.evaluate(leaves))
+
+    return evaluate
+
+
 @dataclass(slots=True)
 class _Walk:
     flat: Merged
+    calls: Collection[str]
     known: dict[Hashable, tuple[int, ...]]
 
     def value(self, aval: Any) -> int:
@@ -100,13 +170,15 @@ class _Walk:
         return [number(atom) for atom in jaxpr.outvars]
 
     def _equation(self, equation: JaxprEqn, reads: tuple[int, ...]) -> Sequence[int]:
-        inner = equation.params.get(CALLS.get(equation.primitive.name, ""))
+        name = equation.primitive.name
+        inner = equation.params.get(CALLS[name]) if name in self.calls else None
         if inner is not None:
             jaxpr = getattr(inner, "jaxpr", inner)
             if len(jaxpr.invars) == len(reads):
                 return self.through(jaxpr, getattr(inner, "consts", ()), reads)
-        key = (equation.primitive.name, reads, _settings(equation.params))
-        if key not in self.known:
+        settings = tuple((name, self._key(value)) for name, value in sorted(equation.params.items()))
+        key = (name, reads, settings)
+        if key not in self.known or equation.effects:
             self.known[key] = tuple(self.value(var.aval) for var in equation.outvars)
             self.flat.steps += _apart(Step(equation, reads, self.known[key]))
         return self.known[key]
@@ -118,6 +190,26 @@ class _Walk:
             self.flat.fixed[self.known[key][0]] = typed
         return self.known[key][0]
 
+    def _key(self, setting: Any) -> Hashable:
+        """What equal settings share; others never do."""
+        if isinstance(setting, Jaxpr | ClosedJaxpr):
+            if RULE not in self.calls and any(_has_rule(one) for one in equations(setting)):
+                return id(setting)
+            # Variables are named in order: equal text, equal computation.
+            return str(setting), tuple(id(constant) for constant in getattr(setting, "consts", ()))
+        if isinstance(setting, tuple | list):
+            return tuple(self._key(one) for one in setting)
+        try:
+            hash(setting)
+        except TypeError:
+            return id(setting)
+        return setting
+
+
+def _has_rule(equation: JaxprEqn) -> bool:
+    """Whether it has a derivative of its own, which its text does not tell."""
+    return equation.primitive.name.startswith("custom_")
+
 
 def _apart(step: Step) -> list[Step]:
     """A barrier of several values as one of each: they have nothing else to do with one another."""
@@ -128,19 +220,3 @@ def _apart(step: Step) -> list[Step]:
         Step(step.equation.replace(invars=[before], outvars=[after]), (read,), (made,))
         for before, after, read, made in variables
     ]
-
-
-def _settings(params: Mapping[str, Any]) -> Hashable:
-    return tuple((name, _hashable(value)) for name, value in sorted(params.items()))
-
-
-def _hashable(value: Any) -> Hashable:
-    if isinstance(value, Jaxpr | ClosedJaxpr):
-        return str(value)  # variables are named in order: equal text, equal computation
-    if isinstance(value, tuple | list):
-        return tuple(_hashable(item) for item in value)
-    try:
-        hash(value)
-    except TypeError:
-        return repr(value)
-    return value

@@ -15,7 +15,7 @@ import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from nablad_service.engine.coupling import CONVOLUTION, FIXED, ZERO, Axis, literal, through
-from nablad_service.engine.merged import CALLS
+from nablad_service.engine.merged import CALLS, bind
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,6 @@ def do(
     if name == CONVOLUTION:
         return [_convolution(equation, operands)]
     return bind(equation, operands, _resized(equation, axes, results, part.length))
-
-
-def bind(equation: JaxprEqn, operands: Sequence[Any], params: dict[str, Any] | None = None) -> Sequence[Any]:
-    """The results of one step as it stands, or with other settings."""
-    primitive, settings = equation.primitive, equation.params if params is None else params
-    with equation.ctx.manager:
-        made = primitive.bind(*operands, **settings)
-    return made if primitive.multiple_results else [made]
 
 
 def _convolution(equation: JaxprEqn, operands: Sequence[Any]) -> Any:

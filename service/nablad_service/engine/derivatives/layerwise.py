@@ -32,7 +32,7 @@ from nablad_service.engine.derivatives.uses import (
     result_shape,
     uses_of,
 )
-from nablad_service.engine.flat_jaxprs import FlatJaxpr, Step, flattened
+from nablad_service.engine.merged import WITHOUT_RULE, Merged, Step, merged
 
 AT_ONCE = 16
 """Rows that are formed at once, where some must be."""
@@ -45,7 +45,7 @@ Located: TypeAlias = tuple[Use, int]
 class Layers:
     """A computation, and how the rows of its Jacobian come about."""
 
-    flat: FlatJaxpr
+    flat: Merged
     examples: int
     passes: int
     """Rows of each example: one backward pass each."""
@@ -57,7 +57,8 @@ class Layers:
 
 def layers_of(closed: ClosedJaxpr, shape: tuple[int, ...]) -> Layers | str:
     """How to find the rows of a value of `shape`, or why it would gain nothing."""
-    flat = flattened(closed)
+    # Its steps are kept for the way back: who takes a computation apart has no use for forgetting it.
+    flat = merged(closed, WITHOUT_RULE)
     readers = flat.readers()
     entries = [math.prod(var.aval.shape) for var in closed.jaxpr.invars]
     pieces = [_pieces(uses_of(flat, argument, readers)) for argument in flat.arguments]
@@ -152,7 +153,7 @@ def _of_pieces(layers: Layers, arguments: list[Any]) -> list[Outer | Rows]:
 
             return run
 
-        y = layers.flat.evaluate(arguments, {position: change(position) for position in at})
+        (y,) = layers.flat.evaluate(arguments, {position: change(position) for position in at})
         return y.reshape(-1), met
 
     none = [_zero(use.step) for use in uses]
@@ -194,7 +195,8 @@ def _formed(layers: Layers, arguments: list[Any]) -> Rows:
         given = list(arguments)
         for index, array in zip(layers.formed, chosen, strict=True):
             given[index] = array
-        return layers.flat.evaluate(given, {}).reshape(-1)
+        (y,) = layers.flat.evaluate(given)
+        return y.reshape(-1)
 
     y, pull = jax.vjp(value, [arguments[index] for index in layers.formed])
 
@@ -219,7 +221,7 @@ def _pieces(uses: list[Use] | None) -> tuple[tuple[Use, ...], ...] | None:
 
 
 def _located(
-    flat: FlatJaxpr, pieces: tuple[tuple[Use, ...], ...], examples: int
+    flat: Merged, pieces: tuple[tuple[Use, ...], ...], examples: int
 ) -> tuple[tuple[Located, ...], ...] | None:
     """The uses with the axis that holds the examples; None where one of them mixes them."""
     found = []

@@ -51,7 +51,7 @@ import jax.numpy as jnp
 from nablad_service.engine.derivatives.explicit import Explicit
 from nablad_service.engine.derivatives.lifting import Function, lifted
 from nablad_service.engine.derivatives.row import Orders, Tower
-from nablad_service.engine.merging import merged
+from nablad_service.engine.merged import without_repetition
 
 Variables: TypeAlias = tuple[Any, ...]
 Steps: TypeAlias = tuple[Any, ...]
@@ -102,8 +102,8 @@ def _with_pullback(values: Function, wanted: Wanted) -> Function:
             total = part if total is None else jax.tree.map(jnp.add, total, part)
         return total
 
-    forwards = merged(derivatives, differentiable=False)
-    backwards = merged(pullback, differentiable=False)
+    forwards = without_repetition(derivatives, differentiable=False)
+    backwards = without_repetition(pullback, differentiable=False)
 
     @jax.custom_vjp
     def of_everything(*arguments: Any) -> tuple[Any, ...]:
@@ -130,7 +130,7 @@ def merged_forward(tower: Tower) -> tuple[Any, ...]:
         captured = explicit.captured(floats, others)
         return _pushed_forward(lambda xs: tower.function(xs, captured), xs, tower.wanted)
 
-    computed: tuple[Any, ...] = merged(derivatives, differentiable=True)(
+    computed: tuple[Any, ...] = without_repetition(derivatives, differentiable=True)(
         tower.xs, explicit.floats, explicit.others
     )
     return computed

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from nablad_service.engine import coupling
 from nablad_service.engine.derivatives.outer_products import Outer, Rows
-from nablad_service.engine.flat_jaxprs import FlatJaxpr, Step
+from nablad_service.engine.merged import Merged, Step
 
 Way: TypeAlias = tuple[tuple[Any, ...], ...]
 """What happens to a parameter before it is used: the names and settings of the steps."""
@@ -120,15 +120,13 @@ def result_shape(step: Step) -> tuple[int, ...]:
     return tuple(aval.shape)
 
 
-def uses_of(
-    flat: FlatJaxpr, parameter: int, readers: Mapping[int, list[tuple[int, int]]]
-) -> list[Use] | None:
+def uses_of(flat: Merged, parameter: int, readers: Mapping[int, list[tuple[int, int]]]) -> list[Use] | None:
     """All uses of a parameter; None where something is done to it that is not followed."""
     found: list[Use] = []
     waiting: list[tuple[int, Way]] = [(parameter, ())]
     while waiting:
         value, way = waiting.pop()
-        if value == flat.result:
+        if value in flat.results:
             return None
         for position, number in readers.get(value, ()):
             step = flat.steps[position]
@@ -192,18 +190,16 @@ def _apart(one: Way, other: Way) -> bool:
     return False  # one goes on where the other ends
 
 
-def keeps_examples(flat: FlatJaxpr, use: Use, axis: int) -> bool:
+def keeps_examples(flat: Merged, use: Use, axis: int) -> bool:
     """Whether entry i of the result depends on the step's result at i along `axis` alone."""
     known: dict[int, coupling.Axis] = {use.step.makes[0]: axis}
 
-    def axis_of(read: Any) -> coupling.Axis:
-        return known.get(read, coupling.FIXED) if isinstance(read, int) else coupling.FIXED
-
     for step in flat.steps[use.position + 1 :]:
-        inputs = [axis_of(read) for read in step.reads]
+        inputs = [known.get(read, coupling.FIXED) for read in step.reads]
         if any(one != coupling.FIXED for one in inputs):
             known.update(zip(step.makes, coupling.through(step.equation, inputs), strict=True))
-    return axis_of(flat.result) in (0, coupling.FIXED, coupling.ZERO)
+    (result,) = flat.results
+    return known.get(result, coupling.FIXED) in (0, coupling.FIXED, coupling.ZERO)
 
 
 def _product_axes(step: Step, number: int) -> tuple[list[int], list[int], list[int]]:
