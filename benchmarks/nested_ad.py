@@ -490,7 +490,7 @@ class Variants:
                 executable.run(self.query)
                 if turn:  # the first run of each is warming up
                     times[index].append(time.perf_counter() - started)
-        return {index: min(runs) for index, runs in times.items()}
+        return {index: statistics.median(runs) for index, runs in times.items()}
 
 
 NAIVE = -1

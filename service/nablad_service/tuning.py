@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
@@ -114,7 +115,7 @@ class Tuner:
     async def _times(
         self, query: Query, variants: list[Variant], asked: Round, compiled: dict[int, Executable]
     ) -> dict[int, float]:
-        """The least milliseconds of each variant of a round; compiles what is not `compiled` yet."""
+        """The median milliseconds of each variant of a round; compiles what is not `compiled` yet."""
         for index in asked.variants:
             if index not in compiled:
                 choices = dict(variants[index].choices)
@@ -125,7 +126,7 @@ class Tuner:
                 finished = await self._scheduler.run(partial(_timed, compiled[index], query))
                 if turn:  # the first run of each is warming up
                     times[index].append(finished.result)
-        return {index: min(runs) for index, runs in times.items()}
+        return {index: statistics.median(runs) for index, runs in times.items()}
 
     async def _aside(self, work: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._thread.submit(work))

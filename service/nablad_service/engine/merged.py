@@ -99,7 +99,8 @@ def bind(equation: JaxprEqn, operands: Sequence[Any], params: Mapping[str, Any] 
     """What an equation makes of `operands`, as it stands or with other settings."""
     primitive = equation.primitive
     settings = primitive.get_bind_params(equation.params if params is None else params)
-    with equation.ctx.manager:
+    # Where it was traced is told too: a report of memory names the piece of text.
+    with equation.ctx.manager, jax.named_scope(str(equation.source_info.name_stack) or "_"):
         made = primitive.bind(*operands, **settings)
     return list(made) if primitive.multiple_results else [made]
 
@@ -161,7 +162,9 @@ class _Walk:
 
         def number(atom: Any) -> int:
             if isinstance(atom, Literal):
-                return self._fixed(("literal", str(atom.aval), repr(atom.val)), atom.aval, atom.val)
+                aval: Any = atom.aval
+                number_of_text = np.asarray(atom.val, aval.dtype)
+                return self._fixed(("literal", str(aval), repr(atom.val)), aval, number_of_text)
             return known[atom]
 
         for equation in jaxpr.eqns:
@@ -186,8 +189,7 @@ class _Walk:
     def _fixed(self, key: Hashable, aval: Any, value: Any) -> int:
         if key not in self.known:
             self.known[key] = (self.value(aval),)
-            typed = value if getattr(aval, "shape", ()) else np.asarray(value, aval.dtype)
-            self.flat.fixed[self.known[key][0]] = typed
+            self.flat.fixed[self.known[key][0]] = value
         return self.known[key][0]
 
     def _key(self, setting: Any) -> Hashable:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from nablad.problems import Refusal
 from nablad_service.engine.environment import BEFORE_ALL, Environment
 from nablad_service.engine.evaluation import Evaluation
+from nablad_service.engine.merged import without_repetition
 from nablad_service.engine.values import Tree, arrays_in, show
 from nablad_service.language import graph
 from nablad_service.language.places import nearest, place
@@ -48,6 +49,9 @@ def objective(evaluation: Evaluation, signature: Signature) -> Callable[[Any], A
             return {"outputs": outputs, "finite": _finite(outputs)}
         variables = OrderedDict((_label(key), _read(arguments, key)) for key in variables_of(signature))
         loss = _loss(evaluation, signature, arguments)
+        if evaluation.record is None:
+            # A value and what its derivatives compute on the way are then one, and pulled back together.
+            loss = without_repetition(loss, differentiable=True)
         if signature.term_gradients == "none":
             (value, answer), gradients = jax.value_and_grad(loss, has_aux=True)(variables)
             found = {"value": value, "gradients": _by_entry(gradients, signature), **answer}

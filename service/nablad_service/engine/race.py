@@ -2,7 +2,7 @@
 
 A first round has the variants that counting leaves; a second one the fastest strategies in chunks of
 examples; a last one the two fastest and the default, with more runs, since among many noisy times the least
-is often luck. Times are the least of their runs: what else a machine does only ever adds to them.
+is often luck.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CLEARLY = 0.95
 
 @dataclass(frozen=True)
 class Round:
-    """Variants, by position, to be run in turn; the answer is the least time of each."""
+    """Variants, by position, to be run in turn; the answer is the median time of each."""
 
     variants: tuple[int, ...]
     runs: int
