@@ -105,16 +105,20 @@ def program(operator: str, situation: str) -> str:
 
 def computed(operator: str, net: str, situation: str, **asked: Any) -> dict[str, Any]:
     _, shape = NETS[net]
-    inputs: dict[str, Any] = {"x": 0.7 * rng(*shape, seed=1), "c": np.array(1.3)}
+    dtype = asked.pop("dtype", "float64")
+    # Numbers of float32 in either float type, so that both answer one question.
+    inputs: dict[str, Any] = {"x": (0.7 * rng(*shape, seed=1)).astype("float32"), "c": np.float32(1.3)}
     if operator.startswith("hutchinson"):
         inputs["v"] = np.sign(rng(4, *shape, seed=2))
-    return gradient(program(operator, situation), inputs, model=hosted(net), wrt=["params", *inputs], **asked)
+    inputs = {name: np.asarray(array, dtype) for name, array in inputs.items()}
+    text = program(operator, situation)
+    return gradient(text, inputs, model=hosted(net, dtype), wrt=["params", *inputs], **asked)
 
 
 @cache
-def hosted(net: str) -> str:
-    host(f"strategies_{net}", NETS[net][0], seed=4)
-    return f"strategies_{net}"
+def hosted(net: str, dtype: str) -> str:
+    host(f"strategies_{net}_{dtype}", NETS[net][0], dtype, seed=4)
+    return f"strategies_{net}_{dtype}"
 
 
 @cache
@@ -152,9 +156,27 @@ def test_every_strategy_agrees_with_the_default(
     assert {one.strategy for one in found["plan"].derivatives if one.operator == operator} == {strategy}
     agree(found["value"], expected["value"], 1e-12)
     assert expected["value"] != 0
-    agree_tree(found["gradients"].pop("params"), expected["gradients"]["params"], 1e-11)
+    agree_tree(found["gradients"].pop("params"), expected["gradients"]["params"], 1e-12)
     for name, array in found["gradients"].items():
-        agree(array, expected["gradients"][name], 1e-11)
+        agree(array, expected["gradients"][name], 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("operator", "strategy", "net", "situation"), [case for case in CASES if case[3] != "nested in vmap"]
+)
+def test_every_strategy_keeps_the_digits_of_float32(
+    operator: str, strategy: str, net: str, situation: str
+) -> None:
+    exact = by_default(operator, net, situation)
+    chosen = next(one for one in exact["plan"].derivatives if one.operator == operator)
+    if strategy not in (chosen.strategy, *chosen.alternatives):
+        return  # refused, see above
+    found = computed(operator, net, situation, dtype="float32", strategies={operator: strategy})
+    assert found["value"].dtype == "float32"
+    agree(found["value"], exact["value"], 5e-6)
+    agree_tree(found["gradients"].pop("params"), exact["gradients"]["params"], 5e-6)
+    for name, array in found["gradients"].items():
+        agree(array, exact["gradients"][name], 5e-6)
 
 
 REFUSED = {
