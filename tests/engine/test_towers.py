@@ -16,7 +16,7 @@ from ask import ENGINE, MODELS, agree, agree_tree, by_jax, evaluate, gradient, h
 from nablad.messages import GradientRequest
 from nablad.problems import Refusal
 from nablad_service.engine.derivatives.tower import boxes
-from nablad_service.engine.merging import merged
+from nablad_service.engine.merged import without_repetition
 from nablad_service.validation import gradient_query
 
 TOGETHER = ("tower", "forward_merged")
@@ -387,8 +387,8 @@ def test_equal_steps_are_merged_and_rules_of_their_own_kept() -> None:
 
     x = rng(3)
     for differentiable in (True, False):
-        function = merged(twice, differentiable=differentiable)
+        function = without_repetition(twice, differentiable=differentiable)
         agree(function(x), np.cos(x) ** 2 + np.sin(x), 1e-15)
         assert str(jax.make_jaxpr(function)(x)).count("= cos ") == 1
-    kept = jax.grad(lambda x: jnp.sum(merged(twice, differentiable=True)(x)))(x)
+    kept = jax.grad(lambda x: jnp.sum(without_repetition(twice, differentiable=True)(x)))(x)
     agree(kept, -np.sin(2 * x) + 3, 1e-14)
