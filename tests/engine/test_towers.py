@@ -338,7 +338,8 @@ def test_a_group_has_one_strategy_that_the_planner_moves_as_a_whole() -> None:
         strategies = {one.node: one.strategy for one in moved.derivatives}
         assert {strategies[one.node] for one in plain.derivatives} == {choice[1]}
     by_strategy = {one.choices[0][1]: one.cost.flops for one in found[1:]}
-    assert max(found[0].cost.flops, by_strategy["forward_merged"]) < by_strategy["forward"]
+    # Equal steps of the whole loss are merged before it is differentiated, so these two are one here.
+    assert by_strategy["forward_merged"] == by_strategy["forward"]
 
 
 REASONS = {
