@@ -425,7 +425,14 @@ def test_a_model_of_tokens_takes_whole_numbers(http: httpx.Client) -> None:
 def test_the_members_of_an_answer(http: httpx.Client) -> None:
     answer = ask(http, **QUESTION)
     assert set(answer) == {"value", "terms", "gradients", "outputs", "state", "plan", "timing"}
-    assert set(answer["plan"]) == {"nesting", "dtype", "derivatives", "cautions", "explanation"}
+    assert set(answer["plan"]) == {
+        "nesting",
+        "dtype",
+        "derivatives",
+        "cautions",
+        "examples",
+        "explanation",
+    }
     assert set(ask(http, "1 + 1", path="/v1/evaluate")) == {"outputs", "plan", "timing"}
 
 

@@ -100,7 +100,7 @@ def _meeting(equation: JaxprEqn, axes: Sequence[Axis]) -> list[int | None]:
                     met = kind[1 - here][list(kind[here]).index(axes[here])]
                     return [axes[0], met] if here == 0 else [met, axes[1]]
         return [None, None]
-    if name in (CONVOLUTION, "gather", "dynamic_slice", "pad", "optimization_barrier"):
+    if name in ALONE or name in CALLS:
         return [None] * len(axes)
     carried = next(axis for axis in axes if axis >= 0)
     return [carried] * len(axes)
@@ -112,6 +112,8 @@ def _length(equation: JaxprEqn, axes: Sequence[Axis]) -> int:
     return int(equation.invars[position].aval.shape[axes[position]])  # type: ignore[attr-defined]
 
 
+ALONE = (CONVOLUTION, "gather", "dynamic_slice", "pad", "optimization_barrier", "scan")
+"""Primitives whose operands do not meet along the examples; a loop cuts what its body needs."""
 SETTINGS = {
     "broadcast_in_dim": "shape",
     "reshape": "new_sizes",
