@@ -19,7 +19,7 @@ from nablad_service.engine.derivatives.tower import boxes
 from nablad_service.engine.merged import without_repetition
 from nablad_service.validation import gradient_query
 
-TOGETHER = ("tower", "forward_merged")
+TOGETHER = ("tower",)
 POINTS = 6
 SIZES = [2, 7, 6, 2]
 
@@ -236,7 +236,7 @@ SHAPES: dict[str, tuple[str, Callable[[Any], Any], list[str]]] = {
         "    return d(u, x, x) + d(v, y) + d(u, x)\nsum(vmap(f)(z, 0.3 * z)**2)",
         # u = 2 sin x e^2y, v = -cos x e^2y: u_x and v_y cancel
         lambda z: jnp.sum((2 * jnp.sin(z)) ** 2 * jnp.exp(1.2 * z)),
-        ["tower", "forward", "forward_merged"],
+        ["tower", "forward"],
     ),
     "a derivative with a name": (
         "u = sin(z)**2\nuz = d(u, z)\nuzz = d(uz, z)\nsum(uz * uzz + u)",
@@ -262,7 +262,7 @@ SHAPES: dict[str, tuple[str, Callable[[Any], Any], list[str]]] = {
     "a coefficient between two derivatives": (
         "u = sin(z)\nuz = d(u, z)\nflux = exp(z) * uz\nsum(d(flux, z) * d(u, z, z))",
         lambda z: jnp.sum(jnp.exp(z) * (jnp.cos(z) - jnp.sin(z)) * -jnp.sin(z)),
-        ["tower", "forward", "forward_merged"],
+        ["tower", "forward"],
     ),
     "inside another derivative": (
         "def f(z):\n    u = z**5\n    g = d(u, z, z)\n    return grad(g, z) + d(u, z, z)\nsum(vmap(f)(z))",
@@ -300,9 +300,7 @@ def test_groups_of_every_shape_give_the_closed_form(case: str) -> None:
     text, closed_form, strategies = SHAPES[case]
     z = 0.5 + 0.3 * rng(5, seed=6)
     value, gradients = by_jax(closed_form)(z)
-    applies = "computed from another" not in case
-    pins = ["forward", "forward_merged"] if applies else ["forward"]
-    for pin in ({}, *({"strategies": {"d": one}} for one in pins)):
+    for pin in ({}, {"strategies": {"d": "forward"}}):
         answer = gradient(text, {"z": z}, wrt=["z"], **pin)
         if not pin:
             found = {one.strategy for one in answer["plan"].derivatives if one.operator == "d"}
@@ -327,19 +325,16 @@ def test_a_group_has_one_strategy_that_the_planner_moves_as_a_whole() -> None:
     plain = ENGINE.trace(query).plan
     assert [one.text for one in plain.derivatives] == ["d(u, t)", "d(u, x)", "d(u, x, x, x)"]
     leader, *others = plain.derivatives
-    assert set(leader.alternatives) == {"forward", "reverse", "forward_merged"}
+    assert set(leader.alternatives) == {"forward", "reverse"}
     assert plain.alternatives() == {leader.node: leader.alternatives}
     assert all(one.alternatives == leader.alternatives for one in others)
     found = ENGINE.variants(query)
-    assert len(found) == 4
+    assert len(found) == 3
     for variant in found[1:]:
         (choice,) = variant.choices
         moved = ENGINE.trace(query, dict(variant.choices)).plan
         strategies = {one.node: one.strategy for one in moved.derivatives}
         assert {strategies[one.node] for one in plain.derivatives} == {choice[1]}
-    by_strategy = {one.choices[0][1]: one.cost.flops for one in found[1:]}
-    # Equal steps of the whole loss are merged before it is differentiated, so these two are one here.
-    assert by_strategy["forward_merged"] == by_strategy["forward"]
 
 
 REASONS = {

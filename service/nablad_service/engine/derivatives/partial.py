@@ -52,10 +52,8 @@ def independent_axes(shapes: Shapes) -> tuple[tuple[int, int], ...]:
 
 
 def choose_together(order: int, of_derivatives: bool) -> Choice:
-    """By what was measured (`tower.py`); first orders alone gain little."""
-    if of_derivatives:
-        return Choice("forward_merged", "a derivative of derivatives: equal steps are merged first")
-    if order > 1:
+    """By what was measured (`tower.py`): first orders alone gain little, derivatives of derivatives lose."""
+    if order > 1 and not of_derivatives:
         return Choice("tower", "all orders of one value are pulled back by one gradient, pushed forward")
     return ALONE
 
@@ -70,10 +68,10 @@ ROW = DerivativeRow(
         order=1,
     ),
     check,
-    {"forward": forward, "reverse": reverse, "tower": forward, "forward_merged": forward},
+    {"forward": forward, "reverse": reverse, "tower": forward},
     lambda shapes: ALONE,
     "reverse",
     independent_axes,
-    together={"tower": tower.pulled_back_together, "forward_merged": tower.merged_forward},
+    together={"tower": tower.pulled_back_together},
     choose_together=choose_together,
 )

@@ -15,8 +15,9 @@ since ∂^(β-α) w(0) = rₐ / C(β, α). Several boxes, (1, 0) and (0, 3) for 
 derivative goes with the smallest box that holds it.
 
 Measured on two CPU cores, float32, three hidden layers of width 64 (tanh), the gradient in the parameters of
-a residual's mean square, in a vmapped def of one point. Time against `forward` (nested jvp differentiated in
-reverse) in interleaved runs, ratio of medians and of minima, first of `tower`, then of `forward_merged`:
+a residual's mean square, in a vmapped def of one point. Time against nested jvp differentiated in reverse as
+written, in interleaved runs, ratio of medians and of minima, first of `tower`, then of the same jvp with
+equal steps merged before, which is what `forward` has become (`objective.py`):
 
 - 2048 points: u_xx 0.71, 0.67 and 1.00, 0.95; u_xxxx 0.35, 0.31 and 0.58, 0.47; Korteweg-de Vries 0.48,
   0.42 and 0.62, 0.62; biharmonic 0.35, 0.37 and 0.73, 0.76; two momentum equations 0.32, 0.30 and 0.36, 0.33
@@ -33,7 +34,7 @@ The same mathematics on a network in plain JAX:
   biharmonic 7.9, 8.7
 
 First orders tie (0.97). A derivative of an expression of derivatives, d(exp(u) * d(u, x), x), does best by
-`forward_merged`, 0.60 where `tower` takes 0.96. The machine was shared: a figure may be off by a fifth.
+merging, 0.60 where `tower` takes 0.96. The machine was shared: a figure may be off by a fifth.
 
 Reference: A. Griewank and A. Walther, Evaluating Derivatives, 2nd ed., SIAM 2008, chapter 13, for the
 propagation of several orders along a direction.
@@ -120,20 +121,6 @@ def _with_pullback(values: Function, wanted: Wanted) -> Function:
     of_everything.defvjp(forward, backward)
     pulled_back: Function = of_everything
     return pulled_back
-
-
-def merged_forward(tower: Tower) -> tuple[Any, ...]:
-    """The derivatives by nested jvp, equal steps merged before reverse mode meets them: plain JAX."""
-    explicit = Explicit.of(tower.captured)
-
-    def derivatives(xs: Variables, floats: list[Any], others: list[Any]) -> tuple[Any, ...]:
-        captured = explicit.captured(floats, others)
-        return _pushed_forward(lambda xs: tower.function(xs, captured), xs, tower.wanted)
-
-    computed: tuple[Any, ...] = without_repetition(derivatives, differentiable=True)(
-        tower.xs, explicit.floats, explicit.others
-    )
-    return computed
 
 
 def boxes(wanted: Iterable[tuple[int, Orders]]) -> dict[Orders, list[tuple[int, Orders]]]:
