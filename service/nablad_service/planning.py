@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
+from nablad.plans import Candidate
 from nablad_service.engine.costs import Cost
 from nablad_service.engine.derivatives import TABLE
 from nablad_service.engine.plan import Plan, PlannedDerivative
@@ -51,14 +52,13 @@ def plan_document(planned: Planned) -> dict[str, Any]:
         for strategy in strategies:
             variant = found.get((one.leader, strategy))
             candidates.append(
-                {
-                    "strategy": strategy,
-                    "chosen": strategy == one.strategy,
-                    "flops": variant.cost.flops if variant else None,
-                    "peak_bytes": variant.cost.peak_bytes if variant else None,
-                    "milliseconds": times.get(variant.choices) if variant else None,
-                    "note": _note(planned, one, strategy, variant, times),
-                }
+                _candidate(
+                    strategy,
+                    strategy == one.strategy,
+                    variant.cost if variant else None,
+                    times.get(variant.choices) if variant else None,
+                    _note(planned, one, strategy, variant, times),
+                )
             )
         derivatives.append(
             {
@@ -84,6 +84,14 @@ def plan_document(planned: Planned) -> dict[str, Any]:
     }
 
 
+def _candidate(
+    strategy: str, chosen: bool, cost: Cost | None, milliseconds: float | None, note: str = ""
+) -> dict[str, Any]:
+    """One way to compute, as it travels: a `nablad.plans.Candidate`."""
+    flops, peak_bytes = (cost.flops, cost.peak_bytes) if cost else (None, None)
+    return asdict(Candidate(strategy, chosen, flops, peak_bytes, milliseconds, note))
+
+
 def _examples(
     planned: Planned, chosen: dict[int, str], times: Mapping[Change, float | None]
 ) -> dict[str, Any] | None:
@@ -100,20 +108,11 @@ def _examples(
         given = dict(choices)
         at_once = given.pop(EXAMPLES, None)
         if given == strategies:
-            candidates.append(
-                {
-                    "strategy": f"{at_once} at a time" if at_once else "all at once",
-                    "chosen": (int(at_once) if at_once else None) == (fitted.at_once if fitted else None),
-                    "flops": cost.flops,
-                    "peak_bytes": cost.peak_bytes,
-                    "milliseconds": times.get(choices),
-                    "note": "",
-                }
-            )
+            name = f"{at_once} at a time" if at_once else "all at once"
+            now = (int(at_once) if at_once else None) == (fitted.at_once if fitted else None)
+            candidates.append(_candidate(name, now, cost, times.get(choices)))
     if fitted is not None and not any(one["chosen"] for one in candidates):
-        cost = planned.cost
-        now = {"strategy": f"{fitted.at_once} at a time", "chosen": True, "flops": cost.flops}
-        candidates = [{**now, "peak_bytes": cost.peak_bytes, "milliseconds": None, "note": ""}]
+        candidates = [_candidate(f"{fitted.at_once} at a time", True, planned.cost, None)]
     if len(candidates) == 1 and fitted is None:
         return None  # there is nothing to choose
     return {

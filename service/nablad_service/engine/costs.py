@@ -7,6 +7,7 @@ at one time, in the order of the computation; where XLA fuses steps it needs les
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +43,14 @@ class Cost:
 def cost(computation: ClosedJaxpr | Merged) -> Cost:
     """The cost of a traced computation."""
     flat = computation if isinstance(computation, Merged) else merged(computation)
-    flops = sum(_of_equation(step.equation)[0] for step in flat.steps)
-    peak, _ = _peak(flat)
-    return Cost(flops, peak)
+    each = [_of_equation(step.equation) for step in flat.steps]
+    peak, _ = _peak(flat, [inside for _, inside in each])
+    return Cost(sum(flops for flops, _ in each), peak)
 
 
 def largest_at_peak(flat: Merged) -> tuple[int, str]:
     """The size of the largest value alive at the worst moment, and the scopes that it was made in."""
-    _, position = _peak(flat)
+    _, position = _peak(flat, [_of_equation(step.equation)[1] for step in flat.steps])
     made_by = {value: step for step in flat.steps[: position + 1] for value in step.makes}
     still_read = {value for step in flat.steps[position:] for value in (*step.reads, *step.makes)}
     alive = [value for value in made_by if value in still_read]
@@ -59,8 +60,11 @@ def largest_at_peak(flat: Merged) -> tuple[int, str]:
     return flat.bytes(largest), str(made_by[largest].equation.source_info.name_stack)
 
 
-def _peak(flat: Merged) -> tuple[int, int]:
-    """Bytes alive at the worst moment, and the position of the step at that moment."""
+def _peak(flat: Merged, inside: Sequence[int]) -> tuple[int, int]:
+    """Bytes alive at the worst moment, and the position of the step at that moment.
+
+    `inside` are the bytes that each step needs on the way.
+    """
     given = {*flat.arguments, *flat.fixed}  # alive from beginning to end
     last: dict[int, int] = {}
     for position, step in enumerate(flat.steps):
@@ -69,10 +73,9 @@ def _peak(flat: Merged) -> tuple[int, int]:
     alive = peak = sum(flat.bytes(value) for value in given)
     at = 0
     for position, step in enumerate(flat.steps):
-        _, inside = _of_equation(step.equation)
         alive += sum(flat.bytes(value) for value in step.makes)
-        if alive + inside > peak:
-            peak, at = alive + inside, position
+        if alive + inside[position] > peak:
+            peak, at = alive + inside[position], position
         done = {value for value in (*step.reads, *step.makes) if last.get(value, position) <= position}
         alive -= sum(flat.bytes(value) for value in done if value not in given)
     return peak, at
