@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nablad.problems import Refusal
+from nablad.quantities import scaled
 from nablad_service.engine import derivatives, differences
 from nablad_service.engine.costs import Cost, cost
 from nablad_service.engine.derivatives import Choice
@@ -33,7 +34,6 @@ from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.plan import Plan, PlannedExamples, plan_of
 from nablad_service.engine.planner import EXAMPLES, Choices, Variant, variants
 from nablad_service.engine.registered import Registered, registered_as
-from nablad_service.engine.values import in_words
 from nablad_service.engine.watching import Record
 from nablad_service.language import Limits, Program, graph, parse
 from nablad_service.language.places import nearest
@@ -198,7 +198,7 @@ class Engine:
             plan = replace(plan, examples=PlannedExamples(examples.number, at_once, why))
         answer = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(computation.out_info))
         if answer > self.limits.array_bytes:
-            size, limit = in_words(answer), in_words(self.limits.array_bytes)
+            size, limit = scaled(answer, "B"), scaled(self.limits.array_bytes, "B")
             detail = f"the answer would have {size}, the limit is {limit}; ask for less of it"
             raise Refusal("limit", detail)
         return Traced(plan, computation, answer)
