@@ -46,8 +46,8 @@ def decode_array(value: Any, name: str) -> Received:
     Raises:
         Refusal: `invalid_array`, naming `name` and what does not fit.
     """
-    if isinstance(value, np.ndarray | Undeclared):
-        return value
+    if isinstance(value, np.ndarray | Undeclared) or hasattr(value, "__array__"):
+        return value  # type: ignore[no-any-return] # an array already, or what stands for one
     if isinstance(value, Mapping):
         return _from_members(value, name)
     return Undeclared(_from_lists(value, name))

@@ -17,13 +17,13 @@ from nablad.problems import Problem, Refusal
 from nablad_service.engine.engine import Engine
 from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.registered import registered_as
-from nablad_service.hosting import ModelStore
+from nablad_service.hosting import ModelStore, Shelf, Values, Versions
 from nablad_service.hosting.python_models import python_models
 from nablad_service.hosting.repository import Repository
 from nablad_service.learned_plans import LearnedPlans
 from nablad_service.pipeline import Pipeline
 from nablad_service.programs import Programs
-from nablad_service.routes import health, models, operators, programs, shortcuts
+from nablad_service.routes import health, models, operators, programs, shortcuts, values
 from nablad_service.routes.schema import openapi
 from nablad_service.scheduler import Scheduler
 from nablad_service.settings import Settings
@@ -52,12 +52,14 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
             kept = Repository.open(Path(settings.repository))
         # Before the engine allows 64-bit types: the operator's files make what they make elsewhere.
         own = python_models(settings.models, lambda name, given: registered_as(name, given, SIGNATURES))
-        engine = Engine.start(settings.limits, functions=own.functions)
+        engine = Engine.start(settings.limits, functions=own.functions, device_memory=settings.device_memory)
+        shelf = Shelf(settings.max_resident_bytes)
         store = ModelStore(
             settings.max_models,
             repository=kept,
             python=own,
             max_artifact_bytes=settings.max_artifact_bytes,
+            versions=Versions(shelf),
         )
         scheduler = Scheduler(settings.max_queue, seconds=settings.run_seconds)
         plans = Path(settings.cache) / "plans" if settings.cache else None
@@ -78,9 +80,10 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
             seconds=settings.compile_seconds,
         )
         app.state.settings = settings
-        app.state.pipeline = Pipeline(store, compiled, scheduler, tuner)
+        app.state.pipeline = Pipeline(store, Values(shelf), compiled, scheduler, tuner)
         app.state.learned = learned
         app.state.engine = engine
+        app.state.shelf = shelf
         app.state.device = engine.device()
         app.state.ready = True
         yield
@@ -94,8 +97,8 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
     app = FastAPI(
         title="nablad", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None
     )
-    for router in (programs.router, models.router, shortcuts.router, operators.router, health.router):
-        app.include_router(router)
+    for part in (programs, models, values, shortcuts, operators, health):
+        app.include_router(part.router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(Failures)

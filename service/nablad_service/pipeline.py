@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -21,7 +22,8 @@ from nablad.messages import CheckRequest, EvaluateRequest, GradientRequest, Mess
 from nablad.problems import Refusal
 from nablad_service.engine.engine import Executable
 from nablad_service.faults import first_fault
-from nablad_service.hosting import ModelStore
+from nablad_service.handles import QuestionT, with_values
+from nablad_service.hosting import ModelStore, Values
 from nablad_service.planning import plan_document
 from nablad_service.programs import Programs
 from nablad_service.query import Query
@@ -49,6 +51,8 @@ class Body:
     media: str
     answer: str
     encoding: Encoding
+    tenant: str = ""
+    """Whose values its handles name; the common tenant where no header says."""
 
 
 @dataclass(frozen=True)
@@ -66,37 +70,34 @@ log = logging.getLogger("nablad")
 class Pipeline:
     """What all calls share: the models, the compiled programs and the device's queue."""
 
-    def __init__(self, models: ModelStore, programs: Programs, scheduler: Scheduler, tuner: Tuner) -> None:
+    def __init__(
+        self, models: ModelStore, values: Values, programs: Programs, scheduler: Scheduler, tuner: Tuner
+    ) -> None:
         self.models = models
+        self.values = values
         self.programs = programs
         self.scheduler = scheduler
         self.tuner = tuner
 
     async def gradient(self, body: Body) -> Answer:
         """`POST /v1/gradient`."""
-        return await self._answer(
-            body, lambda: gradient_query(decode(body, GradientRequest), self.models.get)
-        )
+        return await self._answer(body, lambda: self._gradient(body, decode(body, GradientRequest)))
 
     async def evaluate(self, body: Body) -> Answer:
         """`POST /v1/evaluate`."""
-        return await self._answer(
-            body, lambda: evaluate_query(decode(body, EvaluateRequest), self.models.get)
-        )
+        return await self._answer(body, lambda: self._evaluation(body, decode(body, EvaluateRequest)))
 
     async def shortcut(self, name: str, operator: str, body: Body) -> Answer:
         """`POST /v1/models/{name}/{operator}`: an `evaluate` with a ready-made program."""
         return await self._answer(
             body,
-            lambda: evaluate_query(
-                evaluation(name, operator, decode(body, ShortcutRequest)), self.models.get
-            ),
+            lambda: self._evaluation(body, evaluation(name, operator, decode(body, ShortcutRequest))),
         )
 
     async def check(self, body: Body) -> Answer:
         """`POST /v1/check`: everything in float64."""
         query, decoded = await _timed(
-            body, lambda: gradient_query(decode(body, CheckRequest), self.models.get, dtype="float64")
+            body, lambda: self._gradient(body, decode(body, CheckRequest), dtype="float64")
         )
 
         async def work() -> tuple[dict[str, Any], Finished[dict[str, Any]], bool, float]:
@@ -114,11 +115,20 @@ class Pipeline:
         def read() -> Query:
             structure = wire.decode_body(body.data, body.media)
             if isinstance(structure, Mapping) and "program" in structure:
-                return evaluate_query(validated(structure, EvaluateRequest), self.models.get)
-            return gradient_query(validated(structure, GradientRequest), self.models.get)
+                return self._evaluation(body, validated(structure, EvaluateRequest))
+            return self._gradient(body, validated(structure, GradientRequest))
 
         query, _ = await _timed(body, read)
         return plan_document(await self.programs.planned(query))
+
+    def _gradient(self, body: Body, request: GradientRequest, dtype: str | None = None) -> Query:
+        return gradient_query(self._with_values(body, request), self.models.get, dtype=dtype)
+
+    def _evaluation(self, body: Body, request: EvaluateRequest) -> Query:
+        return evaluate_query(self._with_values(body, request), self.models.get)
+
+    def _with_values(self, body: Body, request: QuestionT) -> QuestionT:
+        return with_values(request, partial(self.values.take, body.tenant))
 
     async def _answer(self, body: Body, read: Callable[[], Query]) -> Answer:
         query, decoded = await _timed(body, read)

@@ -30,6 +30,7 @@ from nablad_service.engine.modes import (
 )
 from nablad_service.engine.objective import loss_value, named_value, objective, result_of
 from nablad_service.engine.operators import SIGNATURES
+from nablad_service.engine.placement import Placement
 from nablad_service.engine.plan import Plan, PlannedExamples, plan_of
 from nablad_service.engine.planner import EXAMPLES, Choices, Variant, variants
 from nablad_service.engine.registered import Registered, registered_as
@@ -65,6 +66,8 @@ class Executable:
     compiled: Any
     answer_bytes: int
     """Size of all arrays of the answer."""
+    placement: Placement
+    """Where the resident ones among the values are."""
 
     def run(self, query: Query) -> dict[str, Any]:
         """The answer's arrays, on the host: `value`, `terms`, `gradients`, `outputs`, `state`, `finite`.
@@ -74,7 +77,7 @@ class Executable:
                 registered function fails with these values.
         """
         try:
-            return jax.device_get(self.compiled(arguments(query)))
+            return jax.device_get(self.compiled(self.placement.arguments(query)))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error):
                 detail = "the device ran out of memory; send fewer examples at once"
@@ -92,15 +95,21 @@ class Engine:
     limits: Limits
     functions: Mapping[str, Registered] = field(default_factory=dict)
     """What the operator of the server registered, by name."""
+    placement: Placement = field(default_factory=Placement)
+    """Resident arrays on the device."""
 
     @classmethod
     def start(
-        cls, limits: Limits | None = None, *, functions: Mapping[str, Callable[..., Any]] | None = None
+        cls,
+        limits: Limits | None = None,
+        *,
+        functions: Mapping[str, Callable[..., Any]] | None = None,
+        device_memory: int | None = None,
     ) -> Engine:
         """Set JAX up for float32 and float64 programs side by side, and give an engine.
 
         The switch is JAX's own and process-wide: it only allows 64-bit types. Programs keep to the float
-        type of their inputs.
+        type of their inputs. `device_memory` bounds the bytes of resident arrays on the device.
 
         Raises:
             ValueError: where a function cannot be registered under its name.
@@ -112,7 +121,7 @@ class Engine:
         registered = {
             name: registered_as(name, function, SIGNATURES) for name, function in (functions or {}).items()
         }
-        return cls(limits or Limits(), registered)
+        return cls(limits or Limits(), registered, Placement(device_memory))
 
     @property
     def signatures(self) -> dict[str, OperatorSignature]:
@@ -279,7 +288,8 @@ class Engine:
 
     def compile(self, traced: Traced) -> Executable:
         """Compile for the device."""
-        return Executable(traced.plan, traced.computation.lower().compile(), traced.answer_bytes)
+        compiled = traced.computation.lower().compile()
+        return Executable(traced.plan, compiled, traced.answer_bytes, self.placement)
 
     def diagnose(self, query: Query) -> Diagnosis:
         """Compile the program once more so that it reports where its result stops being finite.
@@ -308,7 +318,7 @@ class Engine:
             return computation
 
         compiled = self._in_some_mode(query, work).lower().compile()
-        return lambda: differences.report(jax.device_get(compiled(arguments(query))))
+        return lambda: differences.report(jax.device_get(compiled(self.placement.arguments(query))))
 
     def _evaluation(
         self, query: Query, choices: Choices, why: str = Meaning.why, *, reverse_only: bool = False

@@ -14,6 +14,9 @@ from nablad.messages import Timing
 from nablad.problems import Refusal
 from nablad_service.pipeline import Answer, Body, Pipeline
 
+TENANT = "Nablad-Tenant"
+LONGEST_TENANT = 200
+
 
 def pipeline(request: Request) -> Pipeline:
     """The application's pipeline."""
@@ -44,7 +47,20 @@ async def read_body(request: Request) -> Body:
                 raise _too_large(limit)
     except ClientDisconnect:
         raise Refusal("malformed_body", "the connection ended before the body did") from None
-    return Body(bytes(data), media, answer, encoding)
+    return Body(bytes(data), media, answer, encoding, tenant_of(request.headers.get(TENANT)))
+
+
+def tenant_of(header: str | None) -> str:
+    """Whose values a request's handles name, from its header `Nablad-Tenant`; "" is the common tenant.
+
+    Raises:
+        Refusal: `invalid_request` where the name is longer than a name.
+    """
+    tenant = (header or "").strip()
+    if len(tenant) > LONGEST_TENANT:
+        detail = f"the header {TENANT} has {len(tenant)} letters, at most {LONGEST_TENANT} name a tenant"
+        raise Refusal("invalid_request", detail)
+    return tenant
 
 
 def _too_large(limit: int) -> Refusal:

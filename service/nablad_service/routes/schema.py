@@ -15,11 +15,22 @@ from nablad.messages import (
     Message,
     ModelRequest,
     ParamsRequest,
+    PinRequest,
     ShortcutRequest,
+    ValueRequest,
 )
 from nablad.problems import Problem
 
-MESSAGES = (GradientRequest, EvaluateRequest, CheckRequest, ModelRequest, ParamsRequest, ShortcutRequest)
+MESSAGES = (
+    GradientRequest,
+    EvaluateRequest,
+    CheckRequest,
+    ModelRequest,
+    ParamsRequest,
+    ShortcutRequest,
+    ValueRequest,
+    PinRequest,
+)
 REF = "#/components/schemas/{model}"
 
 
