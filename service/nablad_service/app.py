@@ -20,14 +20,14 @@ from nablad_service.engine.disk_cache import disk_counts
 from nablad_service.engine.engine import Engine
 from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.registered import registered_as
-from nablad_service.hosting import ModelStore
+from nablad_service.hosting import ModelStore, Shelf, Values, Versions
 from nablad_service.hosting.python_models import python_models
 from nablad_service.hosting.repository import Repository
 from nablad_service.learned_plans import LearnedPlans
 from nablad_service.metrics import Metrics
 from nablad_service.pipeline import Pipeline
 from nablad_service.programs import Programs
-from nablad_service.routes import health, models, operators, programs, shortcuts
+from nablad_service.routes import health, models, operators, programs, shortcuts, values
 from nablad_service.routes import metrics as counters
 from nablad_service.routes.schema import openapi
 from nablad_service.scheduler import Scheduler
@@ -60,13 +60,18 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
         own = python_models(settings.models, lambda name, given: registered_as(name, given, SIGNATURES))
         cache = Path(settings.cache) if settings.cache else None
         engine = Engine.start(
-            settings.limits, functions=own.functions, compiled=cache / "compiled" if cache else None
+            settings.limits,
+            functions=own.functions,
+            compiled=cache / "compiled" if cache else None,
+            device_memory=settings.device_memory,
         )
+        shelf = Shelf(settings.max_resident_bytes)
         store = ModelStore(
             settings.max_models,
             repository=kept,
             python=own,
             max_artifact_bytes=settings.max_artifact_bytes,
+            versions=Versions(shelf),
         )
         scheduler = Scheduler(settings.max_queue, seconds=settings.run_seconds, ran=metrics.ran)
         learned = LearnedPlans(
@@ -109,9 +114,10 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
             disk_counts,
         )
         app.state.settings = settings
-        app.state.pipeline = Pipeline(store, compiled, scheduler, tuner, batches, metrics)
+        app.state.pipeline = Pipeline(store, Values(shelf), compiled, scheduler, tuner, batches, metrics)
         app.state.learned = learned
         app.state.engine = engine
+        app.state.shelf = shelf
         app.state.device = engine.device()
         app.state.ready = True
         yield
@@ -127,7 +133,7 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
         title="nablad", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None
     )
     app.state.metrics = metrics
-    for group in (programs, models, shortcuts, operators, health, counters):
+    for group in (programs, models, values, shortcuts, operators, health, counters):
         app.include_router(group.router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)

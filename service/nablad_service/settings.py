@@ -44,6 +44,16 @@ class Settings(BaseSettings):
     )
     max_programs: int = Field(512, gt=0, description="Compiled programs kept; the least recently used goes.")
     max_models: int = Field(1024, gt=0, description="Models hosted at once.")
+    max_resident_bytes: int = Field(
+        4096 * MEBIBYTE,
+        ge=0,
+        description="Values and parameter versions kept for callers; the least recently used goes.",
+    )
+    device_memory: int | None = Field(
+        None,
+        gt=0,
+        description="Bytes of resident arrays on the device; the least recently used stay in host memory.",
+    )
     max_artifact_bytes: int = Field(
         64 * MEBIBYTE, gt=0, description="Largest StableHLO artifact that is hosted."
     )

@@ -318,18 +318,6 @@ def test_state_is_replaced_only_where_it_is_given(http: httpx.Client, own: str) 
     assert http.get(path).json()["state"] == state
 
 
-def test_a_binding_with_a_version_answers_while_it_is_resident(http: httpx.Client, own: str) -> None:
-    version = host(http, own)["version"]
-    binding = {"model": {"name": own, "version": version}}
-    question = {"loss": "sum(model(x))", "models": binding, "inputs": {"x": X}}
-    assert http.post("/v1/gradient", json=question).status_code == 200
-    params = {"layer_1.weight": [[0.0, 0.0]], "layer_1.bias": [0.0]}
-    other = http.put(f"/v1/models/{own}/params", json={"params": params}).json()["version"]
-    refused = http.post("/v1/gradient", json=question)
-    assert refused.status_code == 404
-    assert (refused.json()["code"], refused.json()["version"]) == ("unknown_version", other)
-
-
 def test_new_resident_parameters_are_used_without_compiling(http: httpx.Client, own: str) -> None:
     host(http, own, params={"layer_1.weight": [[1.0, 1.0]], "layer_1.bias": [0.0]})
     question = {"loss": "sum(model(x))", "models": {"model": own}, "inputs": {"x": [1.0, 2.0]}, "wrt": ["x"]}
