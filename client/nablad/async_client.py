@@ -9,12 +9,14 @@ import httpx
 from numpy.typing import ArrayLike
 
 from nablad.async_shortcuts import AsyncShortcuts
-from nablad.calls import DEFAULT_TIMEOUT, DEFAULT_URL, Call, Calls, Format, no_answer
+from nablad.calls import DEFAULT_TIMEOUT, DEFAULT_URL, Call, Calls
 from nablad.handles import DEDUPE_BYTES, Handle
 from nablad.messages import FailedModel, ModelInfo, OperatorInfo, ValueInfo
 from nablad.plans import PlanReport
 from nablad.question import Inputs, Loss, Models, Question, Terms, Tree
 from nablad.results import CheckResult, EvaluateResult, GradientResult, Params
+from nablad.sending import AsyncSender
+from nablad.wire import Format
 
 T = TypeVar("T")
 
@@ -23,29 +25,29 @@ class AsyncClient(AsyncShortcuts):
     """A connection to a nablad server: `async with nablad.AsyncClient() as client:`.
 
     Args:
-        url: where the server listens.
-        format: `"msgpack"`, or `"json"` for reading along; both are exact.
+        url: where the server listens, `http://host:port` or `unix:/path`.
+        format: `"frame"`, `"msgpack"`, or `"json"` for reading along; all are exact.
         dedupe: send large arrays once. Those of `inputs`, `params` and `state` are hashed at each call, and
             named by their handles where the server has them; what changed is noticed and sent. Hashing takes
             about 1.1 ms a megabyte: less than a network of 1 Gbit/s (8 ms), more than loopback (under 1 ms),
             where `put` is the better choice, which hashes nothing at a call.
         dedupe_bytes: arrays from this size on are looked at so.
         timeout: seconds, or an `httpx.Timeout`; by default ten minutes, since a first call compiles.
-        transport: an httpx transport in place of the network, e.g. `httpx.ASGITransport(app)`.
+        transport: an httpx transport in place of nablad's own, e.g. `httpx.ASGITransport(app)`.
     """
 
     def __init__(
         self,
         url: str = DEFAULT_URL,
         *,
-        format: Format = "msgpack",  # noqa: A002 - the word that callers use
+        format: Format = "frame",  # noqa: A002 - the word that callers use
         dedupe: bool = False,
         dedupe_bytes: int = DEDUPE_BYTES,
         timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._calls = Calls(format, dedupe_bytes if dedupe else None)
-        self._http = httpx.AsyncClient(base_url=url, timeout=timeout, transport=transport)
+        self._sender = AsyncSender(url, timeout, transport)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -54,11 +56,11 @@ class AsyncClient(AsyncShortcuts):
         await self.aclose()
 
     def __repr__(self) -> str:
-        return f"<AsyncClient {self._http.base_url}>"
+        return f"<AsyncClient {self._sender.url}>"
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._sender.aclose()
 
     async def create_model(
         self,
@@ -329,15 +331,9 @@ class AsyncClient(AsyncShortcuts):
         exchange = self._calls.exchange(call)
         request = next(exchange)
         while True:
-            response = await self._answer(request)
+            answer = await self._sender.send(request)
             try:
-                request = exchange.send(response)
+                request = exchange.send(answer)
             except StopIteration as done:
                 found: T = done.value
                 return found
-
-    async def _answer(self, call: Call[Any]) -> httpx.Response:
-        try:
-            return await self._http.request(call.method, call.path, headers=call.headers, content=call.body)
-        except httpx.TransportError as error:
-            raise no_answer(self._http.base_url, error) from error

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -21,15 +21,20 @@ from nablad.answers import read_check, read_evaluate, read_gradient, read_params
 from nablad.arrays import Encoding
 from nablad.content import handle_of
 from nablad.errors import ConnectionFailed, InvalidAnswer, NotFound, Unavailable
+from nablad.frame import Buffer
 from nablad.handles import Deduplication, Handle, Sources
 from nablad.messages import FailedModel, ModelInfo, OperatorInfo, ValueInfo
+from nablad.pieces import Pieces
 from nablad.plans import PlanReport
 from nablad.problems import Problem, Refusal
 from nablad.question import Encode, Loss, Question, Terms, Tree, plainly, sent
 from nablad.results import CheckResult, EvaluateResult, GradientResult, Params
+from nablad.transports.address import Address
+from nablad.transports.incoming import Answer
+from nablad.transports.translated import REPEATABLE
+from nablad.wire import Format
 
 T = TypeVar("T")
-Format: TypeAlias = Literal["msgpack", "json"]
 
 DEFAULT_URL = "http://127.0.0.1:8421"
 # A first call compiles, which may take minutes for large programs; connecting may not.
@@ -44,8 +49,11 @@ class Call(Generic[T]):
     method: str
     path: str
     headers: dict[str, str]
-    body: bytes | None
-    read: Callable[[httpx.Response], T]
+    body: list[Buffer] | None
+    """Its pieces, in order."""
+    read: Callable[[Answer], T]
+    repeatable: bool = True
+    """Whether it may be sent a second time, where the connection broke before anything was answered."""
     values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Arrays that the body names by their handles."""
     missing: tuple[str, ...] = ()
@@ -53,23 +61,42 @@ class Call(Generic[T]):
     again: Callable[[], Call[T]] | None = None
     """Makes the same call anew, when the server has no room for these."""
 
-    def finish(self, response: httpx.Response) -> T:
-        """The result in `response`.
+    def parts(self, address: Address) -> tuple[tuple[Buffer, ...], ...]:
+        """The bytes of the request, for a transport that takes them without httpx's objects."""
+        headers = {"Host": address.host, **self.headers}
+        if self.body is not None:
+            headers["Content-Length"] = str(wire.body_size(self.body))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        begin = f"{self.method} {address.prefix}{self.path} HTTP/1.1\r\n{lines}\r\n".encode("ascii")
+        return ((begin, *(self.body or ())),)
+
+    def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        """The request as `http` would send it."""
+        again = {REPEATABLE: self.repeatable}
+        built = http.build_request(self.method, self.path, headers=self.headers, extensions=again)
+        if self.body is not None:
+            pieces = Pieces(self.body)
+            built.stream = pieces
+            built.headers["Content-Length"] = str(pieces.size)
+        return built
+
+    def finish(self, answer: Answer) -> T:
+        """The result in `answer`.
 
         Raises:
             ServiceError: the exception that its problem document stands for.
             InvalidAnswer: where the answer is neither.
         """
-        if response.is_success:
+        if 200 <= answer.status < 300:
             try:
-                return self.read(response)
+                return self.read(answer)
             except (KeyError, TypeError, ValueError, Refusal) as error:
                 detail = f"the answer to {self.method} {self.path} cannot be read: {error!r}"
                 raise InvalidAnswer(detail) from error
         try:
-            raise Problem.model_validate_json(response.content).exception()
+            raise Problem.model_validate_json(bytes(answer.body)).exception()
         except ValidationError:
-            detail = f"{self.method} {self.path} answered {response.status_code} without a problem document"
+            detail = f"{self.method} {self.path} answered {answer.status} without a problem document"
             raise InvalidAnswer(detail) from None
 
 
@@ -81,12 +108,13 @@ class Calls:
         format: Format,  # noqa: A002 - the word that callers use
         dedupe_bytes: int | None = None,
     ) -> None:
-        if format not in ("msgpack", "json"):
-            raise ValueError(f"format is 'msgpack' or 'json', not {format!r}")
-        self._media = wire.MSGPACK if format == "msgpack" else wire.JSON
-        self._encoding: Encoding = "bytes" if format == "msgpack" else "base64"
+        if format not in wire.MEDIA:
+            raise ValueError(f"format is 'frame', 'msgpack' or 'json', not {format!r}")
+        self._media = wire.MEDIA[format]
+        accept = f"{wire.JSON}; arrays=base64" if format == "json" else self._media
+        self._encoding: Encoding = wire.answer_type(accept, self._media)[1]
         self._headers = {
-            "Accept": wire.MSGPACK if format == "msgpack" else f"{wire.JSON}; arrays=base64",
+            "Accept": accept,
             "User-Agent": USER_AGENT,
         }
         self._plainly = plainly(self._encoding)
@@ -119,7 +147,7 @@ class Calls:
         if architecture is not None:
             return {"architecture": dict(architecture)}
         data = bytes(stablehlo or b"")
-        return {"stablehlo": data if self._encoding == "bytes" else base64.b64encode(data).decode("ascii")}
+        return {"stablehlo": base64.b64encode(data).decode("ascii") if self._encoding == "base64" else data}
 
     def models(self) -> Call[list[ModelInfo]]:
         """`GET /v1/models`."""
@@ -145,7 +173,7 @@ class Calls:
 
     def delete_model(self, name: str) -> Call[None]:
         """`DELETE /v1/models/{name}`."""
-        return Call("DELETE", _model_path(name), self._headers, None, lambda response: None)
+        return Call("DELETE", _model_path(name), self._headers, None, lambda answer: None)
 
     def load_model(self, name: str) -> Call[ModelInfo]:
         """`POST /v1/models/{name}/load`."""
@@ -198,7 +226,7 @@ class Calls:
     def release(self, handle: Handle | str) -> Call[None]:
         """`DELETE /v1/values/{handle}`; forgets where the data are."""
         self._sources.forget(handle.handle if isinstance(handle, Handle) else handle)
-        return Call("DELETE", _value_path(handle), self._headers, None, lambda response: None)
+        return Call("DELETE", _value_path(handle), self._headers, None, lambda answer: None)
 
     def operators(self) -> Call[list[OperatorInfo]]:
         """`GET /v1/operators`."""
@@ -243,7 +271,7 @@ class Calls:
 
         return self._ask(f"{_model_path(name)}/{operator}", encoded, members, read_evaluate)
 
-    def exchange(self, call: Call[T]) -> Generator[Call[Any], httpx.Response, T]:
+    def exchange(self, call: Call[T]) -> Generator[Call[Any], Answer, T]:
         """All that goes to and fro for a call: yields what to send, is sent the answers, returns the result.
 
         Values that the server lacks are put before the call, or, when it turns out to have lost them, put
@@ -264,12 +292,12 @@ class Calls:
                 return (yield from self.exchange(call.again()))
             if self._dedupe is not None:
                 self._dedupe.arrived(handle)
-        response = yield call
-        lost = _lost(response)
+        answer = yield call
+        lost = _lost(answer)
         if lost and call.method == "DELETE":
-            return call.read(response)  # what is gone already is gone
+            return call.read(answer)  # what is gone already is gone
         if not lost or call.path.startswith("/v1/values"):
-            return call.finish(response)
+            return call.finish(answer)
         for handle in lost:
             put = self.put(*self._data_of(call, handle))
             put.finish((yield put))
@@ -316,10 +344,10 @@ class Calls:
     def _call(self, method: str, path: str, body: Any, read: Callable[[dict[str, Any]], T]) -> Call[T]:
         headers = self._headers if body is None else {**self._headers, "Content-Type": self._media}
         data = None if body is None else wire.encode_body(body, self._media)
-        return Call(method, path, headers, data, lambda response: read(_structure(response)))
+        return Call(method, path, headers, data, lambda answer: read(_structure(answer)))
 
 
-def no_answer(url: httpx.URL, error: httpx.TransportError) -> ConnectionFailed:
+def no_answer(url: str, error: httpx.TransportError) -> ConnectionFailed:
     """The exception for a call that got no answer."""
     reason = f"{type(error).__name__}: {error}"
     return ConnectionFailed(f"no answer from {url} ({reason}); is `nablad serve` running there?")
@@ -344,12 +372,12 @@ def _value_path(handle: Handle | str) -> str:
     return f"/v1/values/{quote(handle.handle if isinstance(handle, Handle) else handle, safe='')}"
 
 
-def _lost(response: httpx.Response) -> list[str]:
+def _lost(answer: Answer) -> list[str]:
     """The handles that the server does not know, where that is what is wrong."""
-    if response.status_code != 404:
+    if answer.status != 404:
         return []
     try:
-        problem = Problem.model_validate_json(response.content)
+        problem = Problem.model_validate_json(bytes(answer.body))
     except ValidationError:
         return []
     handles = (problem.model_extra or {}).get("handles", []) if problem.code == "unknown_handle" else []
@@ -364,5 +392,5 @@ def _gone(handle: str, why: str) -> NotFound:
     return NotFound(detail, code="unknown_handle", status=404, extra={"handles": [handle]})
 
 
-def _structure(response: httpx.Response) -> dict[str, Any]:
-    return wire.decode_body(response.content, wire.media_type(response.headers.get("content-type")))
+def _structure(answer: Answer) -> dict[str, Any]:
+    return wire.decode_body(answer.body, wire.media_type(answer.header(b"content-type")))

@@ -8,13 +8,15 @@ from typing import Any, TypeVar
 import httpx
 from numpy.typing import ArrayLike
 
-from nablad.calls import DEFAULT_TIMEOUT, DEFAULT_URL, Call, Calls, Format, no_answer
+from nablad.calls import DEFAULT_TIMEOUT, DEFAULT_URL, Call, Calls
 from nablad.handles import DEDUPE_BYTES, Handle
 from nablad.messages import FailedModel, ModelInfo, OperatorInfo, ValueInfo
 from nablad.plans import PlanReport
 from nablad.question import Inputs, Loss, Models, Question, Terms, Tree
 from nablad.results import CheckResult, EvaluateResult, GradientResult, Params
+from nablad.sending import Sender
 from nablad.shortcuts import Shortcuts
+from nablad.wire import Format
 
 T = TypeVar("T")
 
@@ -23,29 +25,29 @@ class Client(Shortcuts):
     """A connection to a nablad server: `with nablad.Client() as client:`.
 
     Args:
-        url: where the server listens.
-        format: `"msgpack"`, or `"json"` for reading along; both are exact.
+        url: where the server listens, `http://host:port` or `unix:/path`.
+        format: `"frame"`, `"msgpack"`, or `"json"` for reading along; all are exact.
         dedupe: send large arrays once. Those of `inputs`, `params` and `state` are hashed at each call, and
             named by their handles where the server has them; what changed is noticed and sent. Hashing takes
             about 1.1 ms a megabyte: less than a network of 1 Gbit/s (8 ms), more than loopback (under 1 ms),
             where `put` is the better choice, which hashes nothing at a call.
         dedupe_bytes: arrays from this size on are looked at so.
         timeout: seconds, or an `httpx.Timeout`; by default ten minutes, since a first call compiles.
-        transport: an httpx transport in place of the network, e.g. `httpx.MockTransport(handler)`.
+        transport: an httpx transport in place of nablad's own, e.g. `httpx.MockTransport(handler)`.
     """
 
     def __init__(
         self,
         url: str = DEFAULT_URL,
         *,
-        format: Format = "msgpack",  # noqa: A002 - the word that callers use
+        format: Format = "frame",  # noqa: A002 - the word that callers use
         dedupe: bool = False,
         dedupe_bytes: int = DEDUPE_BYTES,
         timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._calls = Calls(format, dedupe_bytes if dedupe else None)
-        self._http = httpx.Client(base_url=url, timeout=timeout, transport=transport)
+        self._sender = Sender(url, timeout, transport)
 
     def __enter__(self) -> Client:
         return self
@@ -54,11 +56,11 @@ class Client(Shortcuts):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Client {self._http.base_url}>"
+        return f"<Client {self._sender.url}>"
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._sender.close()
 
     def create_model(
         self,
@@ -329,15 +331,9 @@ class Client(Shortcuts):
         exchange = self._calls.exchange(call)
         request = next(exchange)
         while True:
-            response = self._answer(request)
+            answer = self._sender.send(request)
             try:
-                request = exchange.send(response)
+                request = exchange.send(answer)
             except StopIteration as done:
                 found: T = done.value
                 return found
-
-    def _answer(self, call: Call[Any]) -> httpx.Response:
-        try:
-            return self._http.request(call.method, call.path, headers=call.headers, content=call.body)
-        except httpx.TransportError as error:
-            raise no_answer(self._http.base_url, error) from error

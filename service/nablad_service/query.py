@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from nablad.arrays import NAMES
 from nablad_models import Model
 from nablad_service.resident import Leaf, Leaves, Resident
 from nablad_service.specs import ArraySpec, TreeSpec
@@ -126,4 +127,4 @@ def residents_of(query: Query) -> Iterator[Resident]:
 def float_type(arrays: Iterable[Leaf]) -> str:
     """The widest float dtype among `arrays`; float32 where there is none."""
     floats = {array.dtype for array in arrays if array.dtype.kind == "f"}
-    return np.result_type(*floats).name if floats else "float32"
+    return "float32" if not floats else NAMES.get(widest := np.result_type(*floats)) or widest.name

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
+from nablad.arrays import NAMES
+
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
@@ -19,7 +21,7 @@ class ArraySpec:
     @classmethod
     def of(cls, array: NDArray[Any]) -> ArraySpec:
         """The spec of `array`."""
-        return cls(array.shape, array.dtype.name)
+        return cls(array.shape, NAMES.get(array.dtype) or array.dtype.name)
 
 
 TreeSpec: TypeAlias = "tuple[tuple[str, ArraySpec], ...]"

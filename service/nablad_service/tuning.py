@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
@@ -20,6 +19,7 @@ from typing import TypeVar
 from nablad_service.engine.engine import Engine, Executable
 from nablad_service.engine.planner import Variant
 from nablad_service.engine.race import Result, Round, race
+from nablad_service.engine.timing import steady
 from nablad_service.learned_plans import LearnedPlan, LearnedPlans, Timed
 from nablad_service.query import Query, Signature
 from nablad_service.scheduler import Scheduler
@@ -121,11 +121,14 @@ class Tuner:
                 choices = dict(variants[index].choices)
                 compiled[index] = await self._aside(partial(self._compile, query, choices))
         times: dict[int, list[float]] = {index: [] for index in asked.variants}
-        for turn in range(asked.runs + 1):
+        turn, spent = 0, 0.0
+        while not asked.enough(turn - 1, spent):
             for index in asked.variants:
                 finished = await self._scheduler.run(partial(_timed, compiled[index], query))
                 if turn:  # the first run of each is warming up
                     times[index].append(finished.result)
+                    spent += finished.result / 1e3
+            turn += 1
         return {index: statistics.median(runs) for index, runs in times.items()}
 
     async def _aside(self, work: Callable[[], T]) -> T:
@@ -161,7 +164,5 @@ def _next(
 
 
 def _timed(executable: Executable, query: Query) -> float:
-    """Milliseconds of one run, the answer on the host."""
-    started = time.perf_counter()
-    executable.run(query)
-    return (time.perf_counter() - started) * 1e3
+    """Milliseconds of one run in a row of them, the answer on the host."""
+    return steady(lambda: executable.run(query)) * 1e3
