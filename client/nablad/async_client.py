@@ -371,9 +371,9 @@ class AsyncClient(AsyncShortcuts):
         exchange = self._calls.exchange(call)
         request = next(exchange)
         while True:
-            response = await self._sender.send(request)
+            answer = await self._sender.send(request)
             try:
-                request = exchange.send(response)
+                request = exchange.send(answer)
             except StopIteration as done:
                 found: T = done.value
                 return found

@@ -226,7 +226,7 @@ class Calls:
     def release(self, handle: Handle | str) -> Call[None]:
         """`DELETE /v1/values/{handle}`; forgets where the data are."""
         self._sources.forget(handle.handle if isinstance(handle, Handle) else handle)
-        return Call("DELETE", _value_path(handle), self._headers, None, lambda response: None)
+        return Call("DELETE", _value_path(handle), self._headers, None, lambda answer: None)
 
     def operators(self) -> Call[list[OperatorInfo]]:
         """`GET /v1/operators`."""
@@ -307,12 +307,12 @@ class Calls:
                 return (yield from self.exchange(call.again()))
             if self._dedupe is not None:
                 self._dedupe.arrived(handle)
-        response = yield call
-        lost = _lost(response)
+        answer = yield call
+        lost = _lost(answer)
         if lost and call.method == "DELETE":
-            return call.read(response)  # what is gone already is gone
+            return call.read(answer)  # what is gone already is gone
         if not lost or call.path.startswith("/v1/values"):
-            return call.finish(response)
+            return call.finish(answer)
         for handle in lost:
             put = self.put(*self._data_of(call, handle))
             put.finish((yield put))

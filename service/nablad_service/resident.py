@@ -8,10 +8,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from nablad.frame import ALIGNMENT
+from nablad.frame import aligned as memory
 from nablad_service.specs import ArraySpec
-
-ALIGNMENT = 64
-"""Bytes. JAX views an array on such an address where the device is the CPU, and copies any other."""
 
 
 class Resident:
@@ -54,15 +53,14 @@ Leaves: TypeAlias = Mapping[str, Leaf]
 def aligned(array: NDArray[Any]) -> NDArray[Any]:
     """The same numbers, read-only and on an address that needs no further copy; `array` itself if it can be.
 
+    Where the device is the CPU, JAX views an array whose address is a multiple of 64, and copies any other.
     What stays must not hold on to the body that it came in, unless it is most of it: an array on an odd
     address, as msgpack leaves them, is copied.
     """
     if array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
         own = array.view()
     else:
-        buffer = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-        start = -buffer.ctypes.data % ALIGNMENT
-        own = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        own = np.frombuffer(memory(array.nbytes), array.dtype).reshape(array.shape)
         own[...] = array
     own.flags.writeable = False
     return own

@@ -285,7 +285,7 @@ class Counting(httpx.HTTPTransport):
         self.sent: list[tuple[str, str, int]] = []
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        self.sent.append((request.method, request.url.path, len(request.content)))
+        self.sent.append((request.method, request.url.path, int(request.headers.get("content-length", 0))))
         return super().handle_request(request)
 
     def calls(self) -> list[str]:
