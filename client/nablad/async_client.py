@@ -35,6 +35,7 @@ class AsyncClient:
 
     Args:
         url: where the server listens, `http://host:port` or `unix:/path`.
+        shared_memory: let large bodies lie in memory shared with the server, on a Unix socket and Linux.
         format: `"frame"`, `"msgpack"`, or `"json"` for reading along; all are exact.
         timeout: seconds, or an `httpx.Timeout`; by default ten minutes, since a first call compiles.
         transport: an httpx transport in place of nablad's own, e.g. `httpx.ASGITransport(app)`.
@@ -46,10 +47,11 @@ class AsyncClient:
         *,
         format: Format = "frame",  # noqa: A002 - the word that callers use
         timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
+        shared_memory: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._calls = Calls(format)
-        self._sender = AsyncSender(url, timeout, transport)
+        self._sender = AsyncSender(url, timeout, transport, shared_memory=shared_memory)
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -35,6 +35,7 @@ class Client:
 
     Args:
         url: where the server listens, `http://host:port` or `unix:/path`.
+        shared_memory: let large bodies lie in memory shared with the server, on a Unix socket and Linux.
         format: `"frame"`, `"msgpack"`, or `"json"` for reading along; all are exact.
         timeout: seconds, or an `httpx.Timeout`; by default ten minutes, since a first call compiles.
         transport: an httpx transport in place of nablad's own, e.g. `httpx.MockTransport(handler)`.
@@ -46,10 +47,11 @@ class Client:
         *,
         format: Format = "frame",  # noqa: A002 - the word that callers use
         timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
+        shared_memory: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._calls = Calls(format)
-        self._sender = Sender(url, timeout, transport)
+        self._sender = Sender(url, timeout, transport, shared_memory=shared_memory)
 
     def __enter__(self) -> Client:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,8 +13,8 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nablad import __version__, wire
-from nablad.problems import Problem, Refusal
+from nablad import __version__
+from nablad.problems import Refusal
 from nablad_service.engine.engine import Engine
 from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.registered import registered_as
@@ -24,9 +25,12 @@ from nablad_service.learned_plans import LearnedPlans
 from nablad_service.pipeline import Pipeline
 from nablad_service.programs import Programs
 from nablad_service.routes import health, models, operators, programs, shortcuts
+from nablad_service.routes.problems import problem
 from nablad_service.routes.schema import openapi
+from nablad_service.routes.shared_memory import SharedBodies
 from nablad_service.scheduler import Scheduler
 from nablad_service.settings import Settings
+from nablad_service.shared_memory import SharedMemory
 from nablad_service.tuning import Tuner
 
 log = logging.getLogger("nablad")
@@ -38,10 +42,16 @@ documents with a stable `code`, and `where` for places in a program's text.
 """
 
 
-def create_app(settings: Settings | None = None, *, repository: Repository | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None,
+    *,
+    repository: Repository | None = None,
+    memory: socket.socket | None = None,
+) -> FastAPI:
     """The service as an ASGI application; nothing starts before its lifespan does.
 
     A `repository` that is open already is taken over; else the lifespan opens the one of the settings.
+    `memory` is a listening socket where callers on this host may hand over shared memory.
     """
     settings = settings or Settings()
 
@@ -82,9 +92,14 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
         app.state.learned = learned
         app.state.engine = engine
         app.state.device = engine.device()
+        if memory is not None:
+            app.state.memory = SharedMemory(memory, settings.max_body_bytes)
+            app.state.memory.start()
         app.state.ready = True
         yield
         app.state.ready = False
+        if memory is not None:
+            app.state.memory.close()
         tuner.close()
         compiled.close()
         scheduler.close()
@@ -98,19 +113,11 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
         app.include_router(router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
+    app.state.memory = None
+    app.add_middleware(SharedBodies)
     app.add_middleware(Failures)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign] # FastAPI's own way to extend it
     return app
-
-
-def problem(refusal: Refusal) -> Response:
-    """A refusal as its problem document."""
-    document = Problem.of(refusal)
-    headers = {}
-    retry_after = (refusal.extra or {}).get("retry_after")
-    if document.status == 503:
-        headers["Retry-After"] = str(retry_after or 1)
-    return Response(document.json_bytes(), document.status, headers, media_type=wire.PROBLEM)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
