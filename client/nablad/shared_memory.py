@@ -2,7 +2,7 @@
 
 The caller makes the memory (`memfd_create`), seals it against shrinking, and hands its file descriptor to the
 server over a Unix socket beside the one for HTTP. It has no name in any folder: nothing can be named wrongly,
-and nothing is left behind when either side dies. `docs/wire.md` has the page on it.
+and nothing is left behind when either side dies. `docs/transport.md` has the page on it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from nablad_service.receiving import RECEIVE_INTO
 
@@ -21,16 +21,13 @@ class ReceivingProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         before = self.cycle
         super().on_headers_complete()
-        cycle = self.cycle
         # A pipelined request waits for the one before it: its body comes in the usual way.
-        if cycle is not before and (before is None or before.response_complete):
+        if self.cycle is not before and (before is None or before.response_complete):
+            self.scope["extensions"] = {RECEIVE_INTO: self._receive_into}  # type: ignore[dict-item] # no dict
 
-            async def receive_into(block: memoryview) -> int:
-                return await self._receive_into(cycle, block)
-
-            self.scope.setdefault("extensions", {})[RECEIVE_INTO] = receive_into  # type: ignore[typeddict-item]
-
-    async def _receive_into(self, cycle: RequestResponseCycle, block: memoryview) -> int:
+    async def _receive_into(self, block: memoryview) -> int:
+        # While a body is incomplete no other request can have begun: it is this one's.
+        cycle = self.cycle
         if cycle.waiting_for_100_continue and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             cycle.waiting_for_100_continue = False

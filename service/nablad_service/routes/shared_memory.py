@@ -46,7 +46,11 @@ class SharedBodies:
         except Refusal as refusal:
             await problem(refusal)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            # uvicorn keeps the scope until the connection's next request; the memory must go sooner.
+            scope.get("extensions", {}).pop(LYING, None)
 
 
 class _Into:
