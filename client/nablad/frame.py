@@ -82,12 +82,14 @@ class FrameWriter:
         return msgpack.ExtType(BUFFER, PLACE.pack(offset, size))
 
     def pieces(self) -> list[Buffer]:
-        """The frame, in pieces that follow one another."""
+        """The frame, in pieces that follow one another; the writer is empty then."""
         header = self._packer.getbuffer()
         gap = padding(PREFIX.size + len(header)) if self._buffers else 0
         size = PREFIX.size + len(header) + gap + self._end
         first = b"".join((PREFIX.pack(MAGIC, len(header), size, 0), header, ZEROS[:gap]))
-        return [first, *self._buffers]
+        # Writer and packer refer to each other: large buffers must not wait for the collector of cycles.
+        buffers, self._buffers = self._buffers, []
+        return [first, *buffers]
 
 
 def pack_frame(value: Any) -> list[Buffer]:
