@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nablad import __version__
+from nablad.blocks import Blocks
 from nablad.problems import Refusal
 from nablad_service.engine.engine import Engine
 from nablad_service.engine.operators import SIGNATURES
@@ -114,6 +115,7 @@ def create_app(
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.state.memory = None
+    app.state.blocks = Blocks()
     app.add_middleware(SharedBodies)
     app.add_middleware(Failures)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign] # FastAPI's own way to extend it

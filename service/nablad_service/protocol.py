@@ -95,5 +95,7 @@ class Filling(asyncio.BufferedProtocol):
         self._protocol.resume_writing()
 
     def _settle(self) -> None:
+        # uvloop remembers this protocol for as long as the connection; the block must go sooner.
+        self._block = memoryview(bytearray())
         if not self.filled.done():
             self.filled.set_result(self._end)

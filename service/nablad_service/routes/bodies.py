@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,10 @@ async def read_body(request: Request) -> Body:
 async def _received_in_place(request: Request, size: int) -> Buffer:
     """A body of announced size, in one aligned block: what it holds is viewed there from then on."""
     if receive_into := receiver(request.scope, size):
-        block = aligned(size)
+        # JAX holds on to the inputs of one call until the next, or until cycles are collected: with them gone
+        # their block is used again.
+        gc.collect(0)
+        block: memoryview = request.app.state.blocks.lend(size)
         if await receive_into(block) < size:
             raise ClientDisconnect
         return block
