@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import platform
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -39,6 +39,7 @@ T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:8421"
 # A first call compiles, which may take minutes for large programs; connecting may not.
 DEFAULT_TIMEOUT = httpx.Timeout(600.0, connect=5.0)
+NOTHING: Mapping[str, str] = {}
 USER_AGENT = f"nablad/{__version__} python/{platform.python_version()}"
 
 
@@ -61,14 +62,16 @@ class Call(Generic[T]):
     again: Callable[[], Call[T]] | None = None
     """Makes the same call anew, when the server has no room for these."""
 
-    def parts(self, address: Address) -> tuple[tuple[Buffer, ...], ...]:
-        """The bytes of the request, for a transport that takes them without httpx's objects."""
-        headers = {"Host": address.host, **self.headers}
-        if self.body is not None:
-            headers["Content-Length"] = str(wire.body_size(self.body))
+    def parts(
+        self, address: Address, body: Sequence[Buffer] | None, added: Mapping[str, str] = NOTHING
+    ) -> tuple[tuple[Buffer, ...], ...]:
+        """The bytes of the request with that `body`, for a transport that does without httpx's objects."""
+        headers = {"Host": address.host, **self.headers, **added}
+        if body is not None:
+            headers["Content-Length"] = str(wire.body_size(body))
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         begin = f"{self.method} {address.prefix}{self.path} HTTP/1.1\r\n{lines}\r\n".encode("ascii")
-        return ((begin, *(self.body or ())),)
+        return ((begin, *(body or ())),)
 
     def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
         """The request as `http` would send it."""

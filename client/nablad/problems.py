@@ -62,6 +62,7 @@ CODES: dict[str, Kind] = {
     "invalid_name": Kind(422, "A model's name is not valid", errors.RequestError),
     "unknown_media_type": Kind(415, "The Content-Type is not spoken here", errors.RequestError),
     "not_acceptable": Kind(406, "No acceptable answer format", errors.RequestError),
+    "shared_memory": Kind(400, "The shared memory cannot be used", errors.RequestError),
     "body_too_large": Kind(413, "The body is too large", errors.RequestError),
     "method_not_allowed": Kind(405, "The method is not allowed", errors.RequestError),
     # what is hosted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,8 +13,9 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nablad import __version__, wire
-from nablad.problems import Problem, Refusal
+from nablad import __version__
+from nablad.blocks import Blocks
+from nablad.problems import Refusal
 from nablad_service.batches import Batches, BatchLimits
 from nablad_service.counting import Counting
 from nablad_service.engine.disk_cache import disk_counts
@@ -29,9 +31,12 @@ from nablad_service.pipeline import Pipeline
 from nablad_service.programs import Programs
 from nablad_service.routes import health, models, operators, programs, shortcuts, values
 from nablad_service.routes import metrics as counters
+from nablad_service.routes.problems import problem
 from nablad_service.routes.schema import openapi
+from nablad_service.routes.shared_memory import SharedBodies
 from nablad_service.scheduler import Scheduler
 from nablad_service.settings import Settings
+from nablad_service.shared_memory import SharedMemory
 from nablad_service.tuning import Tuner
 
 log = logging.getLogger("nablad")
@@ -43,10 +48,16 @@ documents with a stable `code`, and `where` for places in a program's text.
 """
 
 
-def create_app(settings: Settings | None = None, *, repository: Repository | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None,
+    *,
+    repository: Repository | None = None,
+    memory: socket.socket | None = None,
+) -> FastAPI:
     """The service as an ASGI application; nothing starts before its lifespan does.
 
     A `repository` that is open already is taken over; else the lifespan opens the one of the settings.
+    `memory` is a listening socket where callers on this host may hand over shared memory.
     """
     settings = settings or Settings()
     metrics = Metrics()
@@ -119,9 +130,14 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
         app.state.engine = engine
         app.state.shelf = shelf
         app.state.device = engine.device()
+        if memory is not None:
+            app.state.memory = SharedMemory(memory, settings.max_body_bytes)
+            app.state.memory.start()
         app.state.ready = True
         yield
         app.state.ready = False
+        if memory is not None:
+            app.state.memory.close()
         tuner.close()
         batches.close()
         compiled.close()
@@ -137,32 +153,13 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
         app.include_router(group.router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
+    app.state.memory = None
+    app.state.blocks = Blocks()
+    app.add_middleware(SharedBodies)
     app.add_middleware(Failures)
     app.add_middleware(Counting, metrics=metrics)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign] # FastAPI's own way to extend it
     return app
-
-
-class ProblemResponse(Response):
-    """A problem document on its way, counted as it leaves."""
-
-    def __init__(self, document: Problem, headers: dict[str, str]) -> None:
-        super().__init__(document.json_bytes(), document.status, headers, media_type=wire.PROBLEM)
-        self._code = document.code
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["app"].state.metrics.refusals.labels(self._code).inc()
-        await super().__call__(scope, receive, send)
-
-
-def problem(refusal: Refusal) -> Response:
-    """A refusal as its problem document."""
-    document = Problem.of(refusal)
-    headers = {}
-    retry_after = (refusal.extra or {}).get("retry_after")
-    if document.status == 503:
-        headers["Retry-After"] = str(retry_after or 1)
-    return ProblemResponse(document, headers)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
