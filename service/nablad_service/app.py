@@ -18,7 +18,7 @@ from nablad.blocks import Blocks
 from nablad.problems import Refusal
 from nablad_service.batches import Batches, BatchLimits
 from nablad_service.counting import Counting
-from nablad_service.engine.disk_cache import disk_counts
+from nablad_service.engine.disk_cache import tell_of_disk
 from nablad_service.engine.engine import Engine
 from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.registered import registered_as
@@ -76,6 +76,7 @@ def create_app(
             compiled=cache / "compiled" if cache else None,
             device_memory=settings.device_memory,
         )
+        tell_of_disk(metrics.disk)
         shelf = Shelf(settings.max_resident_bytes)
         store = ModelStore(
             settings.max_models,
@@ -117,12 +118,6 @@ def create_app(
             "nablad_queue_calls",
             "Calls that wait for the device or run on it.",
             lambda: scheduler.statistics().waiting_or_running,
-        )
-        metrics.ask_counts(
-            "nablad_disk_cache",
-            "Compilations read from the compile cache (hit), and written to it (miss).",
-            "outcome",
-            disk_counts,
         )
         app.state.settings = settings
         app.state.pipeline = Pipeline(store, Values(shelf), compiled, scheduler, tuner, batches, metrics)

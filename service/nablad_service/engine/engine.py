@@ -20,7 +20,7 @@ from nablad_service.engine.buckets import Bucket, bucket, resized
 from nablad_service.engine.costs import Cost, cost
 from nablad_service.engine.derivatives import Choice
 from nablad_service.engine.diagnosis import Diagnosis
-from nablad_service.engine.disk_cache import count_disk, keep_compiled
+from nablad_service.engine.disk_cache import keep_compiled
 from nablad_service.engine.environment import Meaning
 from nablad_service.engine.evaluation import Evaluation
 from nablad_service.engine.examples import examples_of, for_some_at_a_time
@@ -139,7 +139,6 @@ class Engine:
         # GPUs multiply float32 matrices with fewer bits unless told otherwise; a derivative of a derivative
         # has none to spare.
         jax.config.update("jax_default_matmul_precision", "highest")
-        count_disk()
         if compiled is not None:
             keep_compiled(compiled)
         registered = {
