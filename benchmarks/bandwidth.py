@@ -22,15 +22,15 @@ from typing import Any
 
 import jax
 import numpy as np
-
-import nablad
 from echo import fill
 from measuring import Block, Times, agree, each, forget_highest, highest, in_turn, resident
-from nablad_service.settings import Settings
 from pages import BLUE, GREY, Goal, Report, dots, parser, ready_to_measure, table
 from peers import mlp
 from peers.starting import NoPeers, environment, peers
 from processes import Process, Server
+
+import nablad
+from nablad_service.settings import Settings
 
 MEGABYTE = 10**6
 IN_PROCESS, COPY, ECHO = "in process, jax.jit", "one copy in memory", "echo of a plain socket"

@@ -20,17 +20,17 @@ from typing import Any
 
 import jax
 import numpy as np
-
-import nablad
 from measuring import Block, Times, agree, each, each_awaited, in_turn
-from nablad.messages import GradientRequest
-from nablad_service.engine.engine import Engine
-from nablad_service.hosting import ModelStore
-from nablad_service.validation import gradient_query
 from pages import BLUE, ORANGE, Goal, Report, dots, parser, ready_to_measure, table
 from peers import mlp
 from peers.starting import NoPeers, environment, peers
 from processes import Connection, Sent, Server
+
+import nablad
+from nablad.messages import GradientRequest
+from nablad_service.engine.engine import Engine
+from nablad_service.hosting import ModelStore
+from nablad_service.validation import gradient_query
 
 WIDTHS = (4, 16, 8, 1)
 EXAMPLES = 4

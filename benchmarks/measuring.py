@@ -30,13 +30,15 @@ class Times:
     p50: float
     p99: float
     mean: float
+    highest: float
     count: int
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Times:
         """Summed up."""
         p50, p99 = np.percentile(seconds, [50, 99]) * 1e3
-        return cls(float(p50), float(p99), float(np.mean(seconds)) * 1e3, len(seconds))
+        mean, highest = float(np.mean(seconds)) * 1e3, float(np.max(seconds)) * 1e3
+        return cls(float(p50), float(p99), mean, highest, len(seconds))
 
 
 def each(call: Callable[[], object]) -> Block:

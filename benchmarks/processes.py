@@ -96,6 +96,7 @@ class Server(Process):
             self.close()
             raise RuntimeError(f"the server did not say where it listens: {self.first!r}")
         self.url = found.group()
+        self.listens_after = time.perf_counter() - self.started
         wait_until_ready(f"{self.url}/health/ready")
         self.ready_after = time.perf_counter() - self.started
 

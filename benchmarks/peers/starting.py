@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 import numpy as np
-
 from measuring import Block, agree
-from peers import mlp
 from processes import Process, free_port, wait_until_ready
+
+from peers import mlp
 
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nablad" / "benchmark-peers"
