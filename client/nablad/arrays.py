@@ -37,7 +37,14 @@ class Undeclared:
 
 
 Received: TypeAlias = "NDArray[Any] | Undeclared"
-Encoding: TypeAlias = Literal["bytes", "base64", "lists"]
+Encoding: TypeAlias = Literal["attached", "bytes", "base64", "lists"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Attached:
+    """The bytes of an array that travels beside the structure it belongs to, as buffers of a frame do."""
+
+    view: memoryview
 
 
 def decode_array(value: Any, name: str) -> Received:
@@ -134,8 +141,8 @@ def _words(value: Any) -> Any:
 def encode_array(array: Any, encoding: Encoding) -> Any:
     """The travelling form of an array.
 
-    `"bytes"` for msgpack; `"base64"` for JSON that keeps dtype and every bit; `"lists"` for JSON that people
-    read: nested lists, with NaN and infinities as words.
+    `"attached"` for frames and `"bytes"` for msgpack; `"base64"` for JSON that keeps dtype and every bit;
+    `"lists"` for JSON that people read: nested lists, with NaN and infinities as words.
     """
     array = np.asarray(array)
     if encoding == "lists":
@@ -145,8 +152,10 @@ def encode_array(array: Any, encoding: Encoding) -> Any:
             f"arrays of {array.dtype} do not travel; convert to one of {', '.join(sorted(DTYPES))}"
         )
     little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
-    # A view of the buffer: msgpack copies it once, into the body.
+    # A view of the buffer: a frame sends it as it is, msgpack copies it once, into the body.
     data: Any = little.data.cast("B") if little.size else b""
+    if encoding == "attached" and little.size:
+        data = Attached(data)
     if encoding == "base64":
         data = base64.b64encode(data).decode()
     return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}

@@ -13,7 +13,6 @@ from nablad.calls import (
     DEFAULT_URL,
     Call,
     Calls,
-    Format,
     Inputs,
     Loss,
     Models,
@@ -26,6 +25,7 @@ from nablad.messages import FailedModel, ModelInfo, OperatorInfo
 from nablad.plans import PlanReport
 from nablad.results import CheckResult, EvaluateResult, GradientResult, Params
 from nablad.tracing.operators import Estimate
+from nablad.wire import Format
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class AsyncClient:
 
     Args:
         url: where the server listens.
-        format: `"msgpack"`, or `"json"` for reading along; both are exact.
+        format: `"frame"`, `"msgpack"`, or `"json"` for reading along; all are exact.
         timeout: seconds, or an `httpx.Timeout`; by default ten minutes, since a first call compiles.
         transport: an httpx transport in place of the network, e.g. `httpx.ASGITransport(app)`.
     """
@@ -44,7 +44,7 @@ class AsyncClient:
         self,
         url: str = DEFAULT_URL,
         *,
-        format: Format = "msgpack",  # noqa: A002 - the word that callers use
+        format: Format = "frame",  # noqa: A002 - the word that callers use
         timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -395,9 +395,7 @@ class AsyncClient:
 
     async def _send(self, call: Call[T]) -> T:
         try:
-            response = await self._http.request(
-                call.method, call.path, headers=call.headers, content=call.body
-            )
+            response = await self._http.send(call.request(self._http))
         except httpx.TransportError as error:
             raise no_answer(self._http.base_url, error) from error
         return call.finish(response)

@@ -7,7 +7,7 @@ import platform
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -19,14 +19,16 @@ from nablad import wire
 from nablad._version import __version__
 from nablad.arrays import Encoding, decode_tree, encode_array
 from nablad.errors import ConnectionFailed, InvalidAnswer
+from nablad.frame import Buffer
 from nablad.messages import FailedModel, ModelInfo, NonFinite, OperatorInfo, Timing
+from nablad.pieces import Pieces
 from nablad.plans import PlanReport
 from nablad.problems import Problem, Refusal
 from nablad.results import Checked, CheckResult, EvaluateResult, GradientResult, Params, Plan
 from nablad.tracing import trace
+from nablad.wire import Format
 
 T = TypeVar("T")
-Format: TypeAlias = Literal["msgpack", "json"]
 Loss: TypeAlias = "str | Callable[..., Any]"
 # Arrays, numbers, lists, or mappings of them; a dict literal of several kinds is typed as one of objects.
 Inputs: TypeAlias = "Mapping[str, object]"
@@ -47,8 +49,18 @@ class Call(Generic[T]):
     method: str
     path: str
     headers: dict[str, str]
-    body: bytes | None
+    body: list[Buffer] | None
+    """Its pieces, in order."""
     read: Callable[[httpx.Response], T]
+
+    def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        """The request as `http` would send it."""
+        built = http.build_request(self.method, self.path, headers=self.headers)
+        if self.body is not None:
+            pieces = Pieces(self.body)
+            built.stream = pieces
+            built.headers["Content-Length"] = str(pieces.size)
+        return built
 
     def finish(self, response: httpx.Response) -> T:
         """The result in `response`.
@@ -74,12 +86,13 @@ class Calls:
     """The calls of the API in one body format."""
 
     def __init__(self, format: Format) -> None:  # noqa: A002 - the word that callers use
-        if format not in ("msgpack", "json"):
-            raise ValueError(f"format is 'msgpack' or 'json', not {format!r}")
-        self._media = wire.MSGPACK if format == "msgpack" else wire.JSON
-        self._encoding: Encoding = "bytes" if format == "msgpack" else "base64"
+        if format not in wire.MEDIA:
+            raise ValueError(f"format is 'frame', 'msgpack' or 'json', not {format!r}")
+        self._media = wire.MEDIA[format]
+        accept = f"{wire.JSON}; arrays=base64" if format == "json" else self._media
+        self._encoding: Encoding = wire.answer_type(accept, self._media)[1]
         self._headers = {
-            "Accept": wire.MSGPACK if format == "msgpack" else f"{wire.JSON}; arrays=base64",
+            "Accept": accept,
             "User-Agent": USER_AGENT,
         }
 
@@ -109,7 +122,7 @@ class Calls:
         if architecture is not None:
             return {"architecture": dict(architecture)}
         data = bytes(stablehlo or b"")
-        return {"stablehlo": data if self._encoding == "bytes" else base64.b64encode(data).decode("ascii")}
+        return {"stablehlo": base64.b64encode(data).decode("ascii") if self._encoding == "base64" else data}
 
     def models(self) -> Call[list[ModelInfo]]:
         """`GET /v1/models`."""

@@ -1,27 +1,40 @@
-"""Bodies: JSON and msgpack, chosen by `Content-Type` and `Accept`. Both ends read and write with these.
+"""Bodies: frames, msgpack and JSON, by `Content-Type` and `Accept`. Both ends read and write with these.
 
-Both formats carry one structure; `docs/wire.md` shows it byte by byte.
+All formats carry one structure; `docs/wire.md` shows it byte by byte.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias
 
 import msgpack
 
 from nablad.arrays import Encoding
+from nablad.frame import Buffer, pack_frame, pack_frame_with_last, unpack_frame
 from nablad.problems import Refusal
 
+FRAME = "application/vnd.nablad.frame"
 JSON = "application/json"
 MSGPACK = "application/msgpack"
 PROBLEM = "application/problem+json"
 
-SPOKEN = {JSON: JSON, MSGPACK: MSGPACK, "application/x-msgpack": MSGPACK, "application/vnd.msgpack": MSGPACK}
-DEEPEST = 100
+SPOKEN = {
+    FRAME: FRAME,
+    JSON: JSON,
+    MSGPACK: MSGPACK,
+    "application/x-msgpack": MSGPACK,
+    "application/vnd.msgpack": MSGPACK,
+}
+
+Format: TypeAlias = Literal["frame", "msgpack", "json"]
+MEDIA: Mapping[str, str] = {"frame": FRAME, "msgpack": MSGPACK, "json": JSON}
+"""The media type of each format by the word that callers use."""
 
 
+@lru_cache(maxsize=64)
 def media_type(header: str | None) -> str:
     """The format of a body from its `Content-Type`; JSON where none is given.
 
@@ -36,9 +49,10 @@ def media_type(header: str | None) -> str:
     # curl -d without -H sends this; the body is nearly always JSON.
     if bare == "application/x-www-form-urlencoded":
         return JSON
-    raise Refusal("unknown_media_type", f"bodies are {JSON} or {MSGPACK}, not '{bare}'")
+    raise Refusal("unknown_media_type", f"bodies are {JSON}, {MSGPACK} or {FRAME}, not '{bare}'")
 
 
+@lru_cache(maxsize=256)
 def answer_type(accept: str | None, default: str) -> tuple[str, Encoding]:
     """Format and array encoding of the answer from `Accept`.
 
@@ -64,7 +78,7 @@ def answer_type(accept: str | None, default: str) -> tuple[str, Encoding]:
             return default, _encoding(default, settings)
         if bare in SPOKEN:
             return SPOKEN[bare], _encoding(SPOKEN[bare], settings)
-    raise Refusal("not_acceptable", f"answers are {JSON} or {MSGPACK}; Accept asks for '{accept}'")
+    raise Refusal("not_acceptable", f"answers are {JSON}, {MSGPACK} or {FRAME}; Accept asks for '{accept}'")
 
 
 def _quality(text: str) -> float:
@@ -75,26 +89,40 @@ def _quality(text: str) -> float:
 
 
 def _encoding(media: str, settings: dict[str, str]) -> Encoding:
+    if media == FRAME:
+        return "attached"
     if media == MSGPACK:
         return "bytes"
     return "base64" if settings.get("arrays") == "base64" else "lists"
 
 
-def encode_body(value: Any, media: str) -> bytes:
-    """A structure whose arrays are encoded already, as bytes."""
-    if media == MSGPACK:
-        return msgpack.packb(value)  # type: ignore[no-any-return] # msgpack has no types
+def encode_body(value: Any, media: str) -> list[Buffer]:
+    """A structure whose arrays are encoded already, as the pieces of a body, in order."""
+    if media == FRAME:
+        return pack_frame(value)
+    return [msgpack.packb(value) if media == MSGPACK else _json(value)]
+
+
+def _json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
 
 
-def decode_body(body: bytes, media: str) -> dict[str, Any]:
-    """The structure in a body; arrays are still in their travelling form.
+def body_size(pieces: Sequence[Buffer]) -> int:
+    """How many bytes a body has, as `Content-Length` announces it."""
+    return sum(map(len, pieces))
+
+
+def decode_body(body: Buffer, media: str) -> dict[str, Any]:
+    """The structure in a body; its arrays are still in their travelling form, views of a frame.
 
     Raises:
         Refusal: `malformed_body` with where it breaks off.
     """
     try:
-        value = _unpack(body) if media == MSGPACK else _parse(body)
+        if media == FRAME:
+            value = unpack_frame(body, _unpack)
+        else:
+            value = _unpack(body) if media == MSGPACK else _parse(bytes(body))
     except RecursionError:
         raise Refusal("malformed_body", "the body is nested too deeply") from None
     if not isinstance(value, dict):
@@ -124,9 +152,9 @@ def _no_constant(word: str) -> Any:
     raise Refusal("malformed_body", f'JSON has no {word}; write "{word}", as a string, in arrays')
 
 
-def _unpack(body: bytes) -> Any:
+def _unpack(body: Buffer, **hooks: Any) -> Any:
     try:
-        return msgpack.unpackb(body, strict_map_key=True)
+        return msgpack.unpackb(body, strict_map_key=True, **hooks)
     except msgpack.ExtraData as error:
         detail = f"the body holds {len(error.extra)} bytes after its msgpack value"
         raise Refusal("malformed_body", detail) from None
@@ -135,13 +163,17 @@ def _unpack(body: bytes) -> Any:
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         reason = str(error) or type(error).__name__
         # A header may announce more items than there are bytes left: msgpack calls that exceeding its limits.
-        cut = "incomplete" in reason.lower() or "exceeds max_" in reason or not body
+        cut = "incomplete" in reason.lower() or "exceeds max_" in reason or not len(body)
         hint = "; it seems cut short" if cut else ""
         raise Refusal("malformed_body", f"the body is not valid msgpack: {reason}{hint}") from None
 
 
-def encode_with_last(sections: Mapping[str, Any], name: str, last: Callable[[], Any], media: str) -> bytes:
+def encode_with_last(
+    sections: Mapping[str, Any], name: str, last: Callable[[], Any], media: str
+) -> list[Buffer]:
     """Like `encode_body` with one more member at the end, computed when everything before it is packed."""
+    if media == FRAME:
+        return pack_frame_with_last(sections, name, last)
     if media == MSGPACK:
         packer = msgpack.Packer(autoreset=False)
         packer.pack_map_header(len(sections) + 1)
@@ -150,7 +182,7 @@ def encode_with_last(sections: Mapping[str, Any], name: str, last: Callable[[], 
             packer.pack(section)
         packer.pack(name)
         packer.pack(last())
-        return packer.bytes()  # type: ignore[no-any-return] # msgpack has no types
-    body = encode_body(sections, JSON)[:-1]
+        return [packer.bytes()]
+    body = _json(sections)[:-1]
     comma = b"," if sections else b""
-    return body + comma + json.dumps(name).encode() + b":" + encode_body(last(), JSON) + b"}"
+    return [body + comma + json.dumps(name).encode() + b":" + _json(last()) + b"}"]

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from nablad import wire
 from nablad.arrays import Encoding, encode_array, encode_tree
+from nablad.frame import Buffer
 from nablad.messages import CheckRequest, EvaluateRequest, GradientRequest, Message, ShortcutRequest, Timing
 from nablad.problems import Refusal
 from nablad_service.engine.engine import Executable
@@ -45,7 +46,7 @@ LARGEST_LISTS = 64 * 1024 * 1024
 class Body:
     """A request's bytes and the formats it comes and wants to be answered in."""
 
-    data: bytes
+    data: Buffer
     media: str
     answer: str
     encoding: Encoding
@@ -53,9 +54,9 @@ class Body:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer's bytes, their media type and where the time went."""
+    """An answer's body in pieces, its media type and where the time went."""
 
-    data: bytes
+    pieces: list[Buffer]
     media: str
     timing: Timing
 
@@ -161,7 +162,7 @@ class Pipeline:
             raise Refusal("stopping", "the server stopped before the answer was ready; ask again") from None
         size = _bytes(finished.result)
 
-        def pack() -> tuple[bytes, Timing]:
+        def pack() -> tuple[list[Buffer], Timing]:
             started = time.perf_counter()
             sections = {
                 name: section if name in ("plan", "dtype", "non_finite") else _encode(section, body.encoding)
@@ -182,8 +183,8 @@ class Pipeline:
 
             return wire.encode_with_last(sections, "timing", last, body.answer), timing
 
-        data, timing = await off_loop(size, pack)
-        return Answer(data, body.answer, timing)
+        pieces, timing = await off_loop(size, pack)
+        return Answer(pieces, body.answer, timing)
 
 
 def decode(body: Body, kind: type[MessageT]) -> MessageT:

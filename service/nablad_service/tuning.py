@@ -121,11 +121,14 @@ class Tuner:
                 choices = dict(variants[index].choices)
                 compiled[index] = await self._aside(partial(self._compile, query, choices))
         times: dict[int, list[float]] = {index: [] for index in asked.variants}
-        for turn in range(asked.runs + 1):
+        turn, spent = 0, 0.0
+        while not asked.enough(turn - 1, spent):
             for index in asked.variants:
                 finished = await self._scheduler.run(partial(_timed, compiled[index], query))
                 if turn:  # the first run of each is warming up
                     times[index].append(finished.result)
+                    spent += finished.result / 1e3
+            turn += 1
         return {index: statistics.median(runs) for index, runs in times.items()}
 
     async def _aside(self, work: Callable[[], T]) -> T:

@@ -8,7 +8,17 @@ import pytest
 
 from nablad_service.engine.costs import Cost
 from nablad_service.engine.planner import EXAMPLES, Choices, Variant
-from nablad_service.engine.race import RUNS, RUNS_AT_LAST, Result, Round, race, second_round
+from nablad_service.engine.race import (
+    MOST_RUNS,
+    RUNS,
+    RUNS_AT_LAST,
+    SECONDS,
+    SECONDS_AT_LAST,
+    Result,
+    Round,
+    race,
+    second_round,
+)
 
 COST = Cost(1.0, 64 << 20)
 Change = tuple[tuple[int, str], ...]
@@ -41,12 +51,23 @@ def run(
 def test_the_winner_meets_the_default_and_the_second_best_again() -> None:
     found = [variant(), variant(a="x"), variant(a="y"), variant(b="z")]
     result, rounds = run(found, {(): 5.0, ((1, "x"),): 3.0, ((1, "y"),): 2.0, ((2, "z"),): 9.0})
-    assert rounds == [Round((0, 1, 2, 3), RUNS), Round((0, 2, 1), RUNS_AT_LAST)]
+    assert rounds == [
+        Round((0, 1, 2, 3), RUNS, SECONDS),
+        Round((0, 2, 1), RUNS_AT_LAST, SECONDS_AT_LAST),
+    ]
     assert result.chosen == 2
     assert result.times == {0: 5.0, 1: 3.0, 2: 2.0, 3: 9.0}
 
 
-@pytest.mark.parametrize(("time", "chosen"), [(0.96, 0), (0.94, 1)])
+def test_short_runs_are_repeated_until_they_have_taken_a_while() -> None:
+    asked = Round((0, 1), 3, 0.2)
+    assert not asked.enough(2, 10.0)
+    assert asked.enough(3, 0.2)
+    assert not asked.enough(3, 0.1)
+    assert asked.enough(MOST_RUNS, 0.0)
+
+
+@pytest.mark.parametrize(("time", "chosen"), [(0.98, 0), (0.96, 1)])
 def test_the_default_stays_unless_another_is_clearly_faster(time: float, chosen: int) -> None:
     result, _ = run([variant(), variant(a="x")], {(): 1.0, ((1, "x"),): time})
     assert result.chosen == chosen

@@ -1,8 +1,8 @@
 """Which variant is fastest: what to time, round after round. It asks for times, and takes none itself.
 
 A first round has the variants that counting leaves; a second one the fastest strategies in chunks of
-examples; a last one the two fastest and the default, with more runs, since among many noisy times the least
-is often luck.
+examples; a last one the three fastest and the default, with more runs, since among many noisy times the
+least is often luck.
 """
 
 from __future__ import annotations
@@ -15,8 +15,14 @@ from nablad_service.engine.planner import EXAMPLES, Choices, Variant, chunk_size
 RUNS = 3
 """Of each variant in a round, after one that warms up; in turn, so that what else runs meets all alike."""
 RUNS_AT_LAST = 9
+SECONDS = 0.2
+"""A round goes on until its runs have taken so long together: short times need more of them."""
+SECONDS_AT_LAST = 1.0
+MOST_RUNS = 100
+LAST = 3
+"""How many of the fastest meet the default in the last round."""
 MOST_IN_SECOND_ROUND = 4
-CLEARLY = 0.95
+CLEARLY = 0.97
 """Share of the default's time that a variant must stay under to take its place: less is noise."""
 
 
@@ -26,6 +32,11 @@ class Round:
 
     variants: tuple[int, ...]
     runs: int
+    seconds: float
+
+    def enough(self, runs: int, seconds: float) -> bool:
+        """Whether so many runs of each, which took so many seconds together, will do."""
+        return runs >= MOST_RUNS or (runs >= self.runs and seconds >= self.seconds)
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ def race(
     first = worth_timing(variants, memory_limit)
     if len(first) < 2:
         return Result(variants, {}, first[0] if first else 0)
-    times = dict((yield variants, Round(tuple(first), RUNS)))
+    times = dict((yield variants, Round(tuple(first), RUNS, SECONDS)))
     more = count(second_round(variants, times, examples))
     fit = [one for one in more if memory_limit is None or one.cost.peak_bytes <= memory_limit]
     if fit:
@@ -59,9 +70,9 @@ def race(
         again = dict.fromkeys((first[0], best))  # times of one round are not those of another
         new = range(len(variants), len(variants) + len(fit))
         variants += fit
-        times |= yield variants, Round((*again, *new), RUNS)
-    last = tuple(dict.fromkeys((first[0], *sorted(times, key=times.__getitem__)[:2])))
-    at_last = yield variants, Round(last, RUNS_AT_LAST)
+        times |= yield variants, Round((*again, *new), RUNS, SECONDS)
+    last = tuple(dict.fromkeys((first[0], *sorted(times, key=times.__getitem__)[:LAST])))
+    at_last = yield variants, Round(last, RUNS_AT_LAST, SECONDS_AT_LAST)
     chosen = min(at_last, key=at_last.__getitem__)
     clearly = at_last[chosen] < CLEARLY * at_last[first[0]]
     return Result(variants, {**times, **at_last}, chosen if clearly else first[0])

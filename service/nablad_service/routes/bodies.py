@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from nablad import wire
 from nablad.arrays import Encoding
+from nablad.frame import Buffer, aligned
 from nablad.messages import Timing
 from nablad.problems import Refusal
 from nablad_service.pipeline import Answer, Body, Pipeline
@@ -34,17 +37,38 @@ async def read_body(request: Request) -> Body:
     answer, encoding = wire.answer_type(request.headers.get("accept"), media)
     limit = request.app.state.settings.max_body_bytes
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limit:
+    size = int(announced) if announced.isdigit() else None
+    if size is not None and size > limit:
         raise _too_large(limit)
-    data = bytearray()
     try:
-        async for chunk in request.stream():
-            data += chunk
-            if len(data) > limit:
-                raise _too_large(limit)
+        data = await (_received(request, limit) if size is None else _received_in_place(request, size))
     except ClientDisconnect:
         raise Refusal("malformed_body", "the connection ended before the body did") from None
-    return Body(bytes(data), media, answer, encoding)
+    return Body(data, media, answer, encoding)
+
+
+async def _received_in_place(request: Request, size: int) -> Buffer:
+    """A body of announced size, in one aligned block: what it holds is viewed there from then on."""
+    end = 0
+    data: memoryview | None = None
+    async for chunk in request.stream():
+        if len(chunk) == size:
+            return chunk  # a small body comes whole; the alignment of small arrays is worth no copy
+        # Made when the first bytes are here: an announcement alone costs no memory.
+        data = aligned(size) if data is None else data
+        data[end : end + len(chunk)] = chunk
+        end += len(chunk)
+    return b"" if data is None else data[:end]
+
+
+async def _received(request: Request, limit: int) -> Buffer:
+    """A body that comes in chunks without saying how many."""
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > limit:
+            raise _too_large(limit)
+    return memoryview(data)
 
 
 def _too_large(limit: int) -> Refusal:
@@ -58,14 +82,35 @@ def answer_format(request: Request) -> tuple[str, Encoding]:
 
 def respond(answer: Answer) -> Response:
     """An answer with its timing in `Server-Timing` too."""
-    return Response(
-        answer.data, media_type=answer.media, headers={"Server-Timing": server_timing(answer.timing)}
+    return PiecesResponse(
+        answer.pieces, answer.media, headers={"Server-Timing": server_timing(answer.timing)}
     )
 
 
 def document(value: Any, media: str, status: int = 200) -> Response:
     """A plain structure in the format asked for."""
-    return Response(wire.encode_body(value, media), status, media_type=media)
+    return PiecesResponse(wire.encode_body(value, media), media, status)
+
+
+class PiecesResponse(Response):
+    """A body in pieces, sent one after another as they lie, under one `Content-Length`."""
+
+    def __init__(
+        self,
+        pieces: Sequence[Buffer],
+        media: str,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._pieces = pieces
+        length = {"Content-Length": str(wire.body_size(pieces))}
+        super().__init__(None, status, {**(headers or {}), **length}, media)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        last = len(self._pieces) - 1
+        for position, piece in enumerate(self._pieces):
+            await send({"type": "http.response.body", "body": piece, "more_body": position < last})
 
 
 def server_timing(timing: Timing) -> str:

@@ -7,9 +7,10 @@ from fastapi.responses import Response
 
 from nablad.messages import CheckRequest, EvaluateRequest, GradientRequest
 from nablad_service.routes.bodies import answer_format, document, pipeline, read_body, respond
+from nablad_service.routes.hot import HotRoute
 from nablad_service.routes.schema import takes
 
-router = APIRouter(prefix="/v1", tags=["programs"])
+router = APIRouter(prefix="/v1", tags=["programs"], route_class=HotRoute)
 
 
 @router.post("/gradient", openapi_extra=takes(GradientRequest), summary="Loss, terms and gradients")
