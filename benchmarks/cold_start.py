@@ -24,7 +24,7 @@ from processes import Server
 
 import nablad
 
-WIDTH, DEPTH, POINTS = 20, 4, 512
+WIDTH, POINTS = 20, 512
 LISTENS, READY = "server: start to listening", "server: start to ready"
 NEW, SECOND, WARM = "first new program", "second new program", "the same once more"
 KNOWN_READY, KNOWN = "restarted: start to ready", "restarted: first known program"
@@ -71,7 +71,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, found
 
 
-def one_round(folder: Path) -> dict[str, float]:
+def one_round(folder: Path, depth: int) -> dict[str, float]:
     """Seconds of everything, once, from empty folders."""
     points, found = burgers.points(POINTS), {}
     folders = {"repository": folder / "models", "cache": folder / "cache"}
@@ -83,7 +83,7 @@ def one_round(folder: Path) -> dict[str, float]:
 
     with Server(**folders) as server, nablad.Client(server.url) as client:
         found[LISTENS], found[READY] = server.listens_after, server.ready_after
-        client.create_model("net", burgers.architecture(WIDTH, DEPTH))
+        client.create_model("net", burgers.architecture(WIDTH, depth))
         found[NEW], answer = timed(lambda: ask(client))
         found[f"compiling {NEW}"] = answer.timing.compile_ms / 1e3
         found[SECOND], _ = timed(lambda: ask(client, burgers.PROGRAM.replace("10 *", "20 *")))
@@ -93,7 +93,7 @@ def one_round(folder: Path) -> dict[str, float]:
         found[KNOWN_READY] = server.ready_after
         found[KNOWN], answer = timed(lambda: ask(client))
         found[f"compiling {KNOWN}"] = answer.timing.compile_ms / 1e3
-    code = IN_PROCESS.format(width=WIDTH, depth=DEPTH, points=POINTS)
+    code = IN_PROCESS.format(width=WIDTH, depth=depth, points=POINTS)
     kept = {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -104,7 +104,7 @@ def one_round(folder: Path) -> dict[str, float]:
     return found
 
 
-def report(found: Mapping[str, Sequence[float]], rounds: int) -> Report:
+def report(found: Mapping[str, Sequence[float]], rounds: int, depth: int) -> Report:
     """Table, goals, plot."""
     medians = {name: float(np.median(seconds)) for name, seconds in found.items()}
     shown = [name for name in found if not name.startswith("compiling ")]
@@ -131,7 +131,7 @@ def report(found: Mapping[str, Sequence[float]], rounds: int) -> Report:
     return Report(
         "cold_start",
         "From nothing to an answer",
-        METHOD.format(depth=DEPTH, width=WIDTH, points=POINTS, rounds=rounds),
+        METHOD.format(depth=depth, width=WIDTH, points=POINTS, rounds=rounds),
         table(head, rows),
         [Goal("compiling a known program after a restart, over a new one", share, COMPILES, "x")],
         {"seconds": {name: list(seconds) for name, seconds in found.items()}},
@@ -143,14 +143,14 @@ def report(found: Mapping[str, Sequence[float]], rounds: int) -> Report:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write."""
     chosen = parser(__doc__).parse_args(arguments)
-    rounds = 1 if chosen.quick else 7
+    rounds, depth = (1, 1) if chosen.quick else (7, 4)
     found: dict[str, list[float]] = defaultdict(list)
     with ready_to_measure() as publish:
         for _ in range(rounds):
             with tempfile.TemporaryDirectory(prefix="nablad-") as folder:
-                for name, seconds in one_round(Path(folder)).items():
+                for name, seconds in one_round(Path(folder), depth).items():
                     found[name].append(seconds)
-        return publish(chosen, report(found, rounds))
+        return publish(chosen, report(found, rounds, depth))
 
 
 if __name__ == "__main__":

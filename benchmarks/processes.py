@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -41,7 +41,7 @@ class Process:
             self.close()
             raise RuntimeError(f"{' '.join(command)} did not start; what it says is above")
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -86,18 +86,18 @@ class Process:
 class Server(Process):
     """`nablad serve` on a free port, ready when this returns; programs are tuned only where asked for."""
 
-    def __init__(
-        self, *options: str, tune_after_calls: int = 0, env: Mapping[str, str] | None = None
-    ) -> None:
-        tuning = ("--tune-after-calls", str(tune_after_calls))
-        super().__init__([sys.executable, "-m", "nablad", "serve", "--port", "0", *tuning, *options], env=env)
-        found = re.search(r"http://\S+", self.first)
+    def __init__(self, *, env: Mapping[str, str] | None = None, **settings: object) -> None:
+        where = {} if "uds" in settings else {"port": 0}
+        given = {"tune_after_calls": 0, **where, **settings}
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+        super().__init__([sys.executable, "-m", "nablad", "serve", *options], env=env)
+        found = re.search(r"(?:http://|unix:)\S+", self.first)
         if not found:
             self.close()
             raise RuntimeError(f"the server did not say where it listens: {self.first!r}")
         self.url = found.group()
         self.listens_after = time.perf_counter() - self.started
-        wait_until_ready(f"{self.url}/health/ready")
+        wait_until_ready(self.url, "/health/ready")
         self.ready_after = time.perf_counter() - self.started
 
 
@@ -142,7 +142,7 @@ class Sent:
         caught: list[Sent] = []
 
         def handler(request: httpx.Request) -> httpx.Response:
-            body = request.read()
+            body = b"".join(request.stream)
             lines = [f"{request.method} {request.url.raw_path.decode()} HTTP/1.1"]
             lines += [f"{name}: {value}" for name, value in request.headers.items()]
             caught.append(cls("\r\n".join([*lines, "", ""]).encode(), body))

@@ -27,8 +27,8 @@ from nablad_service.settings import Settings
 CALLERS = (1, 4, 16, 64)
 CROWD = 16
 """Callers beside whom a new program is compiled."""
-SETTLING = 0.2
-"""Seconds at the start of a stretch that are not counted."""
+SETTLING = 0.1
+"""Part of a stretch at its start that is not counted."""
 BATCHED, ALONE = "batched", "one by one"
 GAIN, TAIL, SLOWER, HEALTHY_MS = 4.0, 5.0, 1.2, 20.0
 
@@ -76,7 +76,7 @@ def steady(
                     if number == 0:  # new numbers of callers may be compiled for
                         continue
                     one = found.setdefault((load.model, callers, name), Measured())
-                    begin, end = calls[:, 0].min() + SETTLING, calls[:, 0].max()
+                    begin, end = calls[:, 0].min() + SETTLING * seconds, calls[:, 0].max()
                     one.rates.append(warm_rate(calls, begin, end))
                     one.seconds.extend(calls[:, 1])
                     one.cpu += cpu
@@ -94,7 +94,7 @@ def beside_a_compilation(crowd: Crowd, server: Server, rounds: int, seconds: flo
         span: list[float] = []
 
         def cold(number: int = number, span: list[float] = span) -> None:
-            time.sleep(SETTLING + seconds)
+            time.sleep(1.2 * seconds)
             span.append(time.monotonic())
             with nablad.Client(server.url) as client:
                 client.gradient(COLD.format(number=number + 2), inputs={"t": t, "x": x}, model="small")
@@ -102,7 +102,7 @@ def beside_a_compilation(crowd: Crowd, server: Server, rounds: int, seconds: flo
 
         asking = threading.Thread(target=cold)
         asking.start()
-        calls, _, _ = crowd.stretch(server, LOADS[0], CROWD, SETTLING + 2.5 * seconds)
+        calls, _, _ = crowd.stretch(server, LOADS[0], CROWD, 3 * seconds)
         asking.join()
         begin, end = span[0], min(span[1], float(calls[:, 0].max()))
         found["cold_s"].append(span[1] - span[0])
@@ -170,7 +170,7 @@ def report(
     """Tables, goals, plot."""
     words = {load.model: load.words for load in LOADS}
     rows = []
-    for (model, callers, name), one in sorted(found.items(), key=lambda item: item[0][:2]):
+    for (model, callers, name), one in found.items():
         alone = found.get((model, callers, ALONE))
         gain = f"{one.rate / alone.rate:.2f}" if alone and name == BATCHED else ""
         figures = [f"{one.rate:.0f}", gain, f"{one.times.p50:.2f}", f"{one.times.p99:.2f}", str(one.failed)]
@@ -221,7 +221,7 @@ def report(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write."""
     chosen = parser(__doc__).parse_args(arguments)
-    plan = (1, 0.4) if chosen.quick else (5, 2.0)
+    plan = (1, 0.25) if chosen.quick else (5, 2.0)
     with ready_to_measure() as publish:
         found, beside, health, notes = measure(*plan)
         return publish(chosen, report(found, beside, health, notes, plan))

@@ -76,7 +76,8 @@ def in_process(params: dict[str, Any], points: dict[str, Any]) -> Training:
 
     given, at = jax.device_put(points), jax.device_put(params)
     now = [at, optimiser.init(at)]
-    jax.block_until_ready(step(*now, given))
+    # Twice: what a step gives is compiled for anew.
+    jax.block_until_ready(step(*step(*now, given)[:2], given))
 
     def steps(count: int) -> list[float]:
         values = []
