@@ -45,6 +45,7 @@ from nablad_service.engine.planner import (
     chunk_sizes,
 )
 from nablad_service.engine.race import RUNS, RUNS_AT_LAST, Result, Round, race
+from nablad_service.engine.timing import SHORT, steady
 from nablad_service.hosting import ModelStore
 from nablad_service.query import Query, arguments
 from nablad_service.validation import gradient_query
@@ -486,10 +487,7 @@ class Variants:
         turn, spent = 0, 0.0
         while not asked.enough(turn - 1, spent):
             for index in asked.variants:
-                executable = self.executable(index)
-                started = time.perf_counter()
-                executable.run(self.query)
-                seconds = time.perf_counter() - started
+                seconds = steady(partial(self.executable(index).run, self.query))
                 if turn:  # the first run of each is warming up
                     times[index].append(seconds)
                     spent += seconds
@@ -512,9 +510,7 @@ def timed(
     times: dict[int, list[float]] = {index: [] for index in programs}
 
     def run(index: int) -> None:
-        started = time.perf_counter()
-        jax.block_until_ready(programs[index](data))
-        times[index].append((time.perf_counter() - started) * 1e3)
+        times[index].append(steady(lambda: jax.block_until_ready(programs[index](data))) * 1e3)
 
     for _ in range(2):  # warms up
         for index in programs:
@@ -716,7 +712,8 @@ engine's static rule, *auto* what the tuner picks from its costs and {RUNS} runs
 candidate, then {RUNS_AT_LAST} or more of the best, *best* the fastest of all variants, each strategy for all
 examples at once and in chunks. The times are other runs than the tuner's: medians of up to {rounds} rounds in
 one process, all programs in turn, answers ready on the device; which variant is best is found in every other
-round, and shown with the times of the rest. A variant that took {TOO_SLOW:.0f} times the fastest while
+round, and shown with the times of the rest. Each run shorter than {SHORT * 1e3:.0f} ms follows one of the
+same program that is not counted, as in training. A variant that took {TOO_SLOW:.0f} times the fastest while
 warming up has only that time. Naive and engine call the same model function, and all losses and gradients
 agree with the naive ones to {TOLERANCE:g}. Ratios below 1 are faster; {TIE:.0%} is a tie.
 

@@ -1,4 +1,4 @@
-"""One real server for the whole run, on a real socket; clients in both body formats."""
+"""One real server for the whole run, on a real socket; clients in every body format."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def client(url: str) -> Iterator[nablad.Client]:
-    """A client that speaks msgpack."""
+    """A client as it comes."""
     with nablad.Client(url) as connected:
         yield connected
 
 
-@pytest.fixture(scope="session", params=["msgpack", "json"])
+@pytest.fixture(scope="session", params=["frame", "msgpack", "json"])
 def any_client(url: str, request: pytest.FixtureRequest) -> Iterator[nablad.Client]:
-    """Clients in both formats, one after the other."""
+    """Clients in every format, one after the other."""
     with nablad.Client(url, format=request.param) as connected:
         yield connected

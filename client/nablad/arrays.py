@@ -24,6 +24,9 @@ DTYPES = frozenset(
         *("float16", "float32", "float64"),
     }
 )
+NAMES = {np.dtype(name): name for name in DTYPES}
+"""Of native dtypes: NumPy puts a dtype's `name` together anew each time it is asked."""
+LITTLE = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
 KEYS = {"dtype", "shape", "data"}
 # JSON has no numbers for these; numbers written as these words are read back.
 WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -94,13 +97,13 @@ def _from_members(value: Mapping[str, Any], name: str) -> NDArray[Any]:
             raise Refusal("invalid_array", f"the array '{name}' holds numbers that {dtype} cannot hold")
         return array.astype(dtype).reshape(shape)
     shape = _shape(value.get("shape"), name)
-    kind = np.dtype(dtype).newbyteorder("<")
+    kind = LITTLE[dtype]
     wanted = math.prod(shape) * kind.itemsize
     if len(data) != wanted:
         detail = f"the array '{name}' has {len(data)} bytes, {dtype}{shape} needs {wanted}"
         raise Refusal("invalid_array", detail)
     array = np.frombuffer(data, kind).reshape(shape)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array if kind.isnative else array.astype(kind.newbyteorder("="))
 
 
 def _shape(value: Any, name: str) -> tuple[int, ...]:
@@ -147,18 +150,19 @@ def encode_array(array: Any, encoding: Encoding) -> Any:
     array = np.asarray(array)
     if encoding == "lists":
         return _lists(array)
-    if array.dtype.name not in DTYPES:
+    name = NAMES.get(array.dtype) or array.dtype.name
+    if name not in DTYPES:
         raise TypeError(
             f"arrays of {array.dtype} do not travel; convert to one of {', '.join(sorted(DTYPES))}"
         )
-    little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+    little = np.asarray(array, dtype=LITTLE[name], order="C")
     # A view of the buffer: a frame sends it as it is, msgpack copies it once, into the body.
     data: Any = little.data.cast("B") if little.size else b""
     if encoding == "attached" and little.size:
         data = Attached(data)
     if encoding == "base64":
         data = base64.b64encode(data).decode()
-    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}
+    return {"dtype": name, "shape": list(array.shape), "data": data}
 
 
 def _lists(array: NDArray[Any]) -> Any:

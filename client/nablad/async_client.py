@@ -19,11 +19,11 @@ from nablad.calls import (
     Question,
     Terms,
     Tree,
-    no_answer,
 )
 from nablad.messages import FailedModel, ModelInfo, OperatorInfo
 from nablad.plans import PlanReport
 from nablad.results import CheckResult, EvaluateResult, GradientResult, Params
+from nablad.sending import AsyncSender
 from nablad.tracing.operators import Estimate
 from nablad.wire import Format
 
@@ -34,10 +34,10 @@ class AsyncClient:
     """A connection to a nablad server: `async with nablad.AsyncClient() as client:`.
 
     Args:
-        url: where the server listens.
+        url: where the server listens, `http://host:port` or `unix:/path`.
         format: `"frame"`, `"msgpack"`, or `"json"` for reading along; all are exact.
         timeout: seconds, or an `httpx.Timeout`; by default ten minutes, since a first call compiles.
-        transport: an httpx transport in place of the network, e.g. `httpx.ASGITransport(app)`.
+        transport: an httpx transport in place of nablad's own, e.g. `httpx.ASGITransport(app)`.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._calls = Calls(format)
-        self._http = httpx.AsyncClient(base_url=url, timeout=timeout, transport=transport)
+        self._sender = AsyncSender(url, timeout, transport)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -58,11 +58,11 @@ class AsyncClient:
         await self.aclose()
 
     def __repr__(self) -> str:
-        return f"<AsyncClient {self._http.base_url}>"
+        return f"<AsyncClient {self._sender.url}>"
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._sender.aclose()
 
     async def create_model(
         self,
@@ -394,8 +394,4 @@ class AsyncClient:
         return (await self._send(self._calls.shortcut(name, operator, **members))).result
 
     async def _send(self, call: Call[T]) -> T:
-        try:
-            response = await self._http.send(call.request(self._http))
-        except httpx.TransportError as error:
-            raise no_answer(self._http.base_url, error) from error
-        return call.finish(response)
+        return call.finish(await self._sender.send(call))

@@ -26,6 +26,9 @@ from nablad.plans import PlanReport
 from nablad.problems import Problem, Refusal
 from nablad.results import Checked, CheckResult, EvaluateResult, GradientResult, Params, Plan
 from nablad.tracing import trace
+from nablad.transports.address import Address
+from nablad.transports.incoming import Answer
+from nablad.transports.translated import REPEATABLE
 from nablad.wire import Format
 
 T = TypeVar("T")
@@ -51,34 +54,46 @@ class Call(Generic[T]):
     headers: dict[str, str]
     body: list[Buffer] | None
     """Its pieces, in order."""
-    read: Callable[[httpx.Response], T]
+    read: Callable[[Answer], T]
+    repeatable: bool = True
+    """Whether it may be sent a second time, where the connection broke before anything was answered."""
+
+    def parts(self, address: Address) -> tuple[tuple[Buffer, ...], ...]:
+        """The bytes of the request, for a transport that takes them without httpx's objects."""
+        headers = {"Host": address.host, **self.headers}
+        if self.body is not None:
+            headers["Content-Length"] = str(wire.body_size(self.body))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        begin = f"{self.method} {address.prefix}{self.path} HTTP/1.1\r\n{lines}\r\n".encode("ascii")
+        return ((begin, *(self.body or ())),)
 
     def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
         """The request as `http` would send it."""
-        built = http.build_request(self.method, self.path, headers=self.headers)
+        again = {REPEATABLE: self.repeatable}
+        built = http.build_request(self.method, self.path, headers=self.headers, extensions=again)
         if self.body is not None:
             pieces = Pieces(self.body)
             built.stream = pieces
             built.headers["Content-Length"] = str(pieces.size)
         return built
 
-    def finish(self, response: httpx.Response) -> T:
-        """The result in `response`.
+    def finish(self, answer: Answer) -> T:
+        """The result in `answer`.
 
         Raises:
             ServiceError: the exception that its problem document stands for.
             InvalidAnswer: where the answer is neither.
         """
-        if response.is_success:
+        if 200 <= answer.status < 300:
             try:
-                return self.read(response)
+                return self.read(answer)
             except (KeyError, TypeError, ValueError, Refusal) as error:
                 detail = f"the answer to {self.method} {self.path} cannot be read: {error!r}"
                 raise InvalidAnswer(detail) from error
         try:
-            raise Problem.model_validate_json(response.content).exception()
+            raise Problem.model_validate_json(bytes(answer.body)).exception()
         except ValidationError:
-            detail = f"{self.method} {self.path} answered {response.status_code} without a problem document"
+            detail = f"{self.method} {self.path} answered {answer.status} without a problem document"
             raise InvalidAnswer(detail) from None
 
 
@@ -148,7 +163,7 @@ class Calls:
 
     def delete_model(self, name: str) -> Call[None]:
         """`DELETE /v1/models/{name}`."""
-        return Call("DELETE", _model_path(name), self._headers, None, lambda response: None)
+        return Call("DELETE", _model_path(name), self._headers, None, lambda answer: None)
 
     def load_model(self, name: str) -> Call[ModelInfo]:
         """`POST /v1/models/{name}/load`."""
@@ -240,7 +255,7 @@ class Calls:
     def _call(self, method: str, path: str, body: Any, read: Callable[[dict[str, Any]], T]) -> Call[T]:
         headers = self._headers if body is None else {**self._headers, "Content-Type": self._media}
         data = None if body is None else wire.encode_body(body, self._media)
-        return Call(method, path, headers, data, lambda response: read(_structure(response)))
+        return Call(method, path, headers, data, lambda answer: read(_structure(answer)))
 
 
 @dataclass(frozen=True)
@@ -305,7 +320,7 @@ def _leaves(value: Any) -> list[Any]:
     return list(value.values()) if isinstance(value, Mapping) else [value]
 
 
-def no_answer(url: httpx.URL, error: httpx.TransportError) -> ConnectionFailed:
+def no_answer(url: str, error: httpx.TransportError) -> ConnectionFailed:
     """The exception for a call that got no answer."""
     reason = f"{type(error).__name__}: {error}"
     return ConnectionFailed(f"no answer from {url} ({reason}); is `nablad serve` running there?")
@@ -353,8 +368,8 @@ def _model_path(name: str) -> str:
     return f"/v1/models/{quote(name, safe='')}"
 
 
-def _structure(response: httpx.Response) -> dict[str, Any]:
-    return wire.decode_body(response.content, wire.media_type(response.headers.get("content-type")))
+def _structure(answer: Answer) -> dict[str, Any]:
+    return wire.decode_body(answer.body, wire.media_type(answer.header(b"content-type")))
 
 
 def _params(answer: dict[str, Any]) -> Params:

@@ -19,11 +19,11 @@ from nablad.calls import (
     Question,
     Terms,
     Tree,
-    no_answer,
 )
 from nablad.messages import FailedModel, ModelInfo, OperatorInfo
 from nablad.plans import PlanReport
 from nablad.results import CheckResult, EvaluateResult, GradientResult, Params
+from nablad.sending import Sender
 from nablad.tracing.operators import Estimate
 from nablad.wire import Format
 
@@ -34,10 +34,10 @@ class Client:
     """A connection to a nablad server: `with nablad.Client() as client:`.
 
     Args:
-        url: where the server listens.
+        url: where the server listens, `http://host:port` or `unix:/path`.
         format: `"frame"`, `"msgpack"`, or `"json"` for reading along; all are exact.
         timeout: seconds, or an `httpx.Timeout`; by default ten minutes, since a first call compiles.
-        transport: an httpx transport in place of the network, e.g. `httpx.MockTransport(handler)`.
+        transport: an httpx transport in place of nablad's own, e.g. `httpx.MockTransport(handler)`.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._calls = Calls(format)
-        self._http = httpx.Client(base_url=url, timeout=timeout, transport=transport)
+        self._sender = Sender(url, timeout, transport)
 
     def __enter__(self) -> Client:
         return self
@@ -58,11 +58,11 @@ class Client:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Client {self._http.base_url}>"
+        return f"<Client {self._sender.url}>"
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._sender.close()
 
     def create_model(
         self,
@@ -392,8 +392,4 @@ class Client:
         return (self._send(self._calls.shortcut(name, operator, **members))).result
 
     def _send(self, call: Call[T]) -> T:
-        try:
-            response = self._http.send(call.request(self._http))
-        except httpx.TransportError as error:
-            raise no_answer(self._http.base_url, error) from error
-        return call.finish(response)
+        return call.finish(self._sender.send(call))

@@ -112,8 +112,8 @@ def figures(y: int, one: PlanReport | Candidate) -> list[str]:
     """Operations, memory and time in their columns, as far as they are known."""
     if one.flops is None or one.peak_bytes is None:
         return []
-    marks = [text(FLOPS, y, scaled(one.flops, "flop").strip(), "dim figure")]
-    marks.append(text(MEMORY, y, scaled(one.peak_bytes, "B").strip(), "dim figure"))
+    marks = [text(FLOPS, y, scaled(one.flops, "flop"), "dim figure")]
+    marks.append(text(MEMORY, y, scaled(one.peak_bytes, "B"), "dim figure"))
     if one.milliseconds is not None:
         marks.append(text(TIME, y, f"{one.milliseconds:.2f} ms", "ink figure"))
     return marks

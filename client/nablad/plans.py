@@ -125,5 +125,5 @@ def figures(flops: float | None, peak_bytes: int | None, milliseconds: float | N
     """Operations, memory and time in bearable numbers."""
     if flops is None or peak_bytes is None:
         return ""
-    words = f"{scaled(flops, 'flop')}  {scaled(peak_bytes, 'B')}"
+    words = f"{scaled(flops, 'flop'):>11}  {scaled(peak_bytes, 'B'):>8}"
     return words if milliseconds is None else f"{words}  {milliseconds:.2f} ms"

@@ -233,7 +233,7 @@ async def _within(deadline_ms: float | None, spent: float, work: Awaitable[T]) -
 def _sections(result: dict[str, Any], executable: Executable) -> dict[str, Any]:
     # JAX gives a dict's members back sorted; people look for the value first.
     first: dict[str, Any] = {name: result[name] for name in ("value", "terms", "gradients") if name in result}
-    return {**first, **result, "plan": executable.plan.document()}
+    return {**first, **result, "plan": executable.document}
 
 
 def _encode(section: Any, encoding: Encoding) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nablad.arrays import NAMES
 from nablad_models import Model
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -29,7 +30,7 @@ class ArraySpec:
     @classmethod
     def of(cls, array: NDArray[Any]) -> ArraySpec:
         """The spec of `array`."""
-        return cls(array.shape, array.dtype.name)
+        return cls(array.shape, NAMES.get(array.dtype) or array.dtype.name)
 
 
 TreeSpec = tuple[tuple[str, ArraySpec], ...]
@@ -128,5 +129,5 @@ def arguments(query: Query) -> dict[str, Any]:
 
 def float_type(arrays: list[NDArray[Any]]) -> str:
     """The widest float dtype among `arrays`; float32 where there is none."""
-    floats = [array.dtype for array in arrays if np.issubdtype(array.dtype, np.floating)]
-    return np.result_type(*floats).name if floats else "float32"
+    floats = [array.dtype for array in arrays if array.dtype.kind == "f"]
+    return "float32" if not floats else NAMES.get(widest := np.result_type(*floats)) or widest.name

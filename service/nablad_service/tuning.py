@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
@@ -20,6 +19,7 @@ from typing import TypeVar
 from nablad_service.engine.engine import Engine, Executable
 from nablad_service.engine.planner import Variant
 from nablad_service.engine.race import Result, Round, race
+from nablad_service.engine.timing import steady
 from nablad_service.learned_plans import LearnedPlan, LearnedPlans, Timed
 from nablad_service.query import Query, Signature
 from nablad_service.scheduler import Scheduler
@@ -164,7 +164,5 @@ def _next(
 
 
 def _timed(executable: Executable, query: Query) -> float:
-    """Milliseconds of one run, the answer on the host."""
-    started = time.perf_counter()
-    executable.run(query)
-    return (time.perf_counter() - started) * 1e3
+    """Milliseconds of one run in a row of them, the answer on the host."""
+    return steady(lambda: executable.run(query)) * 1e3

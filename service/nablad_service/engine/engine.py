@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nablad.problems import Refusal
+from nablad.quantities import scaled
 from nablad_service.engine import derivatives, differences
 from nablad_service.engine.costs import Cost, cost
 from nablad_service.engine.derivatives import Choice
@@ -33,7 +35,6 @@ from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.plan import Plan, PlannedExamples, plan_of
 from nablad_service.engine.planner import EXAMPLES, Choices, Variant, variants
 from nablad_service.engine.registered import Registered, registered_as
-from nablad_service.engine.values import in_words
 from nablad_service.engine.watching import Record
 from nablad_service.language import Limits, Program, graph, parse
 from nablad_service.language.places import nearest
@@ -66,6 +67,11 @@ class Executable:
     answer_bytes: int
     """Size of all arrays of the answer."""
 
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        """The plan as it travels in every answer."""
+        return self.plan.document()
+
     def run(self, query: Query) -> dict[str, Any]:
         """The answer's arrays, on the host: `value`, `terms`, `gradients`, `outputs`, `state`, `finite`.
 
@@ -74,7 +80,7 @@ class Executable:
                 registered function fails with these values.
         """
         try:
-            return jax.device_get(self.compiled(arguments(query)))
+            return _on_host(self.compiled(arguments(query)))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error):
                 detail = "the device ran out of memory; send fewer examples at once"
@@ -83,6 +89,16 @@ class Executable:
             if failed := re.search(r"^_?\w*(?:Error|Exception): (.+)$", str(error), re.MULTILINE):
                 raise Refusal("function_failed", f"a function failed on the server: {failed[1]}") from error
             raise
+
+
+def _on_host(answer: Any) -> Any:
+    """The answer's arrays as NumPy's; where the host is the device they are views.
+
+    `device_get` begins all transfers before it waits for one, which costs more than a view does.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.tree.map(np.asarray, answer)
+    return jax.device_get(answer)
 
 
 @dataclass(frozen=True)
@@ -198,7 +214,7 @@ class Engine:
             plan = replace(plan, examples=PlannedExamples(examples.number, at_once, why))
         answer = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(computation.out_info))
         if answer > self.limits.array_bytes:
-            size, limit = in_words(answer), in_words(self.limits.array_bytes)
+            size, limit = scaled(answer, "B"), scaled(self.limits.array_bytes, "B")
             detail = f"the answer would have {size}, the limit is {limit}; ask for less of it"
             raise Refusal("limit", detail)
         return Traced(plan, computation, answer)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nablad.problems import Refusal
+from nablad.quantities import scaled
 from nablad_service.engine import cautions, values
 from nablad_service.engine.differentiating import derivative, with_its_derivatives
 from nablad_service.engine.environment import Environment, Learned, Meaning
@@ -146,8 +147,8 @@ class Evaluation:
         if needed > self.meaning.limits.array_bytes:
             detail = (
                 f"this makes an array of shape {tuple(shape)}{f' for {examples} examples' * (examples > 1)}, "
-                f"{values.in_words(needed)}; "
-                f"the limit is {values.in_words(self.meaning.limits.array_bytes)}"
+                f"{scaled(needed, 'B')}; "
+                f"the limit is {scaled(self.meaning.limits.array_bytes, 'B')}"
             )
             raise Refusal("limit", detail)
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from nablad.place import Place
 from nablad.problems import Refusal
+from nablad.quantities import scaled
 from nablad_service.engine.costs import largest_at_peak
 from nablad_service.engine.merged import merged
 from nablad_service.engine.planner import EXAMPLES, Choices
-from nablad_service.engine.values import in_words
 from nablad_service.language import graph
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ def fitted(
     size, made_in = largest_at_peak(merged(first.computation.jaxpr))
     where = _at_fault(program, made_in)
     detail = (
-        f"the program needs {in_words(least.cost.peak_bytes)} at least, "
-        f"{in_words(first.cost.peak_bytes)} as it stands; the limit is {in_words(limit)}"
+        f"the program needs {scaled(least.cost.peak_bytes, 'B')} at least, "
+        f"{scaled(first.cost.peak_bytes, 'B')} as it stands; the limit is {scaled(limit, 'B')}"
     )
     if where is not None:
-        detail += f"; what is here makes the largest array at the peak, {in_words(size)}"
+        detail += f"; what is here makes the largest array at the peak, {scaled(size, 'B')}"
     hint = "send fewer examples" if examples else "raise memory_limit"
     raise Refusal("memory_limit", f"{detail}; {hint}", where)
 

@@ -63,11 +63,6 @@ def in_float_type(dtype: Any, value: Value) -> Value:
     return value
 
 
-def in_words(size: int) -> str:
-    """A number of bytes as people read it."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
-
-
 def mismatch(detail: str, *shapes: Iterable[int]) -> Refusal:
     """The refusal of shapes that do not fit; they travel beside the sentence."""
     return Refusal("shape_mismatch", detail, extra={"shapes": [list(shape) for shape in shapes]})

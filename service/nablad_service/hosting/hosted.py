@@ -96,7 +96,7 @@ def own_state(model: Model, given: Mapping[str, Received]) -> dict[str, NDArray[
 
 def _floats(leaves: dict[str, NDArray[Any]], code: str, what: str) -> dict[str, NDArray[Any]]:
     for name, leaf in leaves.items():
-        if not np.issubdtype(leaf.dtype, np.floating):
+        if leaf.dtype.kind != "f":
             raise Refusal(code, f"the {what} '{name}' holds {leaf.dtype}; send floats")
     return leaves
 

@@ -1,0 +1,154 @@
+"""A transport that blocks: httpx's interface, and a faster one beneath."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NoReturn
+
+import httpx
+
+from nablad.frame import Buffer
+from nablad.transports.address import connected
+from nablad.transports.exchange import READ, WRITE, Exchange, Timeouts, Unanswered, Waiting
+from nablad.transports.incoming import Answer
+from nablad.transports.outgoing import Outgoing, head, in_chunks
+from nablad.transports.pool import DEFAULT_LIMITS, Connection, Idle
+from nablad.transports.translated import place_of, response_of, sendable_again, timeouts_of, whole
+
+EVENTS = {READ: select.POLLIN, WRITE: select.POLLOUT, READ | WRITE: select.POLLIN | select.POLLOUT}
+
+
+class BlockingTransport(httpx.BaseTransport):
+    """Plain HTTP/1.1 to one server; bodies go out and come in without being copied on the way.
+
+    A large answer is received into one block of its announced length, which `extensions["body"]` of the
+    response views. Safe to use from several threads.
+
+    Args:
+        uds: the path of a Unix socket to connect to, whatever the URL says.
+        limits: how many connections there may be, and how long idle ones are kept.
+    """
+
+    def __init__(self, *, uds: str | None = None, limits: httpx.Limits = DEFAULT_LIMITS) -> None:
+        self._uds = uds
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._idle: dict[tuple[str, int] | str, Idle] = {}
+        most = limits.max_connections
+        self._places = threading.BoundedSemaphore(most) if most is not None else None
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        begin = head(request.method, request.url.raw_path, request.headers.raw)
+        place = self._uds or place_of(request.url)
+        again = sendable_again(request)
+        parts: Iterable[Sequence[Buffer]] | None = whole(begin, request.stream)
+        if parts is None:
+            assert isinstance(request.stream, httpx.SyncByteStream)
+            parts = _parts(begin, request.stream, "transfer-encoding" in request.headers)
+        return response_of(self.exchange(place, request.method, parts, timeouts_of(request), again=again))
+
+    def exchange(
+        self,
+        place: tuple[str, int] | str,
+        method: str,
+        parts: Iterable[Sequence[Buffer]],
+        timeouts: Timeouts,
+        *,
+        again: bool,
+    ) -> Answer:
+        """Send a request, head and body in `parts`, and receive the whole answer.
+
+        `again` says that the request may be sent a second time, where the server closed an idle connection
+        before it answered anything; then `parts` is a sequence.
+
+        Raises:
+            httpx.TransportError: by its kind, as from httpx.
+        """
+        if self._places is not None and not self._places.acquire(timeout=timeouts.pool):
+            raise httpx.PoolTimeout(f"no connection was free within {timeouts.pool:g} s")
+        try:
+            while True:
+                with self._lock:
+                    connection = self._kept(place).take()
+                if connection is None:
+                    connection = Connection(connected(place, timeouts.connect))
+                try:
+                    return self._on(connection, place, method, parts, timeouts)
+                except Unanswered as failure:
+                    if not (again and connection.used):
+                        raise failure.cause from failure.__cause__
+        finally:
+            if self._places is not None:
+                self._places.release()
+
+    def _on(
+        self,
+        connection: Connection,
+        place: tuple[str, int] | str,
+        method: str,
+        parts: Iterable[Sequence[Buffer]],
+        timeouts: Timeouts,
+    ) -> Answer:
+        exchange = Exchange(connection.socket, connection.scratch, method, timeouts)
+        try:
+            for part in parts:
+                _drive(exchange.send(Outgoing(part)), connection.socket)
+                if exchange.over:
+                    break
+            _drive(exchange.receive(), connection.socket)
+        except BaseException:
+            connection.close()
+            raise
+        if exchange.reusable:
+            with self._lock:
+                self._kept(place).put(connection)
+        else:
+            connection.close()
+        return exchange.answer
+
+    def _kept(self, place: tuple[str, int] | str) -> Idle:
+        found = self._idle.get(place)
+        if found is None:
+            found = self._idle[place] = Idle(self._limits)
+        return found
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        with self._lock:
+            for idle in self._idle.values():
+                idle.close()
+
+
+def _parts(begin: bytes, stream: Iterable[bytes], chunked: bool) -> Iterator[Sequence[Buffer]]:
+    """Head and body of any of httpx's streams."""
+    yield (begin,)
+    for piece in stream:
+        yield in_chunks(piece) if chunked else (piece,)
+    if chunked:
+        yield (b"0\r\n\r\n",)
+
+
+def _drive(waiting: Waiting, sock: socket.socket) -> None:
+    """Run a part of an exchange, and block where it waits."""
+    poller = None
+    try:
+        wait = next(waiting)
+        while True:
+            if poller is None:
+                poller = select.poll()
+            poller.register(sock, EVENTS[wait.what])
+            found = poller.poll(None if wait.seconds is None else wait.seconds * 1000)
+            if not found:
+                _late(wait.late, wait.seconds)
+            # An error or a hang-up shows in whatever is tried next.
+            ready = found[0][1]
+            wait = waiting.send(READ if ready & select.POLLIN else WRITE)
+    except StopIteration:
+        return
+
+
+def _late(kind: type[httpx.TimeoutException], seconds: float | None) -> NoReturn:
+    raise kind(f"nothing moved within {seconds:g} s")
