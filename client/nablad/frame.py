@@ -82,12 +82,14 @@ class FrameWriter:
         return msgpack.ExtType(BUFFER, PLACE.pack(offset, size))
 
     def pieces(self) -> list[Buffer]:
-        """The frame, in pieces that follow one another."""
+        """The frame, in pieces that follow one another; the writer lets go of them."""
         header = self._packer.getbuffer()
         gap = padding(PREFIX.size + len(header)) if self._buffers else 0
         size = PREFIX.size + len(header) + gap + self._end
         first = b"".join((PREFIX.pack(MAGIC, len(header), size, 0), header, ZEROS[:gap]))
-        return [first, *self._buffers]
+        # The packer and its writer hold each other until the collector comes: not the arrays with them.
+        buffers, self._buffers = self._buffers, []
+        return [first, *buffers]
 
 
 def pack_frame(value: Any) -> list[Buffer]:
