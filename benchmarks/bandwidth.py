@@ -102,8 +102,8 @@ def copy(size: int) -> Block:
 
 def measure(size: int, rounds: int, block: int, python: Path | None) -> dict[str, Road]:
     """All roads for a payload of about so many bytes."""
-    width = int(np.sqrt(size / 8))
-    widths = (width, width, width)
+    width = int(np.sqrt(size / 4))
+    widths = (width, width)
     params, x, y = mlp.drawn(widths, 1)
     payload = sum(leaf.nbytes for leaf in params.values())
     expected = jax.device_get(jax.jit(jax.grad(mlp.loss))(params, x, y))
