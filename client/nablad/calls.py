@@ -20,7 +20,7 @@ from nablad._version import __version__
 from nablad.arrays import Encoding, decode_tree, encode_array
 from nablad.errors import ConnectionFailed, InvalidAnswer
 from nablad.frame import Buffer
-from nablad.messages import FailedModel, ModelInfo, NonFinite, OperatorInfo, Timing
+from nablad.messages import FailedModel, ModelInfo, NonFinite, OperatorInfo, Timing, WarmProgram
 from nablad.pieces import Pieces
 from nablad.plans import PlanReport
 from nablad.problems import Problem, Refusal
@@ -208,6 +208,20 @@ class Calls:
         body = self._question("loss" if "wrt" in asked else "program", program, question)
         return self._call("POST", "/v1/plan", {**body, **asked}, PlanReport.read)
 
+    def warm(
+        self, program: Loss, question: Question, terms: Terms | None, **asked: Any
+    ) -> Call[list[WarmProgram]]:
+        """`POST /v1/warm`, of a gradient where `wrt` is given; arrays go without their data."""
+        gradient = "wrt" in asked
+        body = without_data(self._question("loss" if gradient else "program", program, question))
+        if gradient:
+            asked["terms"] = _terms(terms)
+
+        def read(answer: dict[str, Any]) -> list[WarmProgram]:
+            return [WarmProgram.model_validate(one) for one in answer["programs"]]
+
+        return self._call("POST", "/v1/warm", {**body, **asked}, read)
+
     def evaluate(self, program: Loss, question: Question, **asked: Any) -> Call[EvaluateResult]:
         """`POST /v1/evaluate`."""
         body = self._question("program", program, question)
@@ -243,6 +257,8 @@ class Calls:
             "nesting": question.nesting,
             "strategies": dict(question.strategies or {}),
             "tune": question.tune,
+            "batch": question.batch,
+            "buckets": list(question.buckets),
             "examples_at_once": question.examples_at_once,
             "memory_limit": question.memory_limit,
             "seed": question.seed,
@@ -275,6 +291,8 @@ class Question:
     tune: bool = True
     examples_at_once: int | None = None
     memory_limit: int | None = None
+    batch: bool = True
+    buckets: Sequence[int] = ()
 
     def bindings(self, encoding: Encoding) -> dict[str, Any]:
         """`models` of the request: `model="net"` binds the hosted model `net` to the name `model`."""
@@ -318,6 +336,15 @@ def _like_inputs(constants: Mapping[str, NDArray[Any]], inputs: Mapping[str, Any
 
 def _leaves(value: Any) -> list[Any]:
     return list(value.values()) if isinstance(value, Mapping) else [value]
+
+
+def without_data(body: Any) -> Any:
+    """A body whose arrays say only what they are: enough to compile for them."""
+    if not isinstance(body, Mapping):
+        return body
+    if set(body) == {"dtype", "shape", "data"}:
+        return {"dtype": body["dtype"], "shape": body["shape"]}
+    return {name: without_data(value) for name, value in body.items()}
 
 
 def no_answer(url: str, error: httpx.TransportError) -> ConnectionFailed:

@@ -20,7 +20,7 @@ from nablad.calls import (
     Terms,
     Tree,
 )
-from nablad.messages import FailedModel, ModelInfo, OperatorInfo
+from nablad.messages import FailedModel, ModelInfo, OperatorInfo, WarmProgram
 from nablad.plans import PlanReport
 from nablad.results import CheckResult, EvaluateResult, GradientResult, Params
 from nablad.sending import Sender
@@ -136,6 +136,8 @@ class Client:
         examples_at_once: int | None = None,
         memory_limit: int | None = None,
         tune: bool = True,
+        batch: bool = True,
+        buckets: Sequence[int] = (),
         seed: int = 0,
         deadline_ms: float | None = None,
     ) -> GradientResult:
@@ -166,6 +168,9 @@ class Client:
                 once, then other strategies, and refuses what fits in none.
             tune: whether the call counts towards tuning its program; a plan that is learned already is used
                 all the same (`nesting="default"` never is).
+            batch: whether the call may be computed together with others that wait for the same program.
+            buckets: numbers of examples to compile for: fewer are filled up to the next one, where that is
+                exact; `plan.bucket` of the answer tells.
             seed: seed of the program's random operators.
             deadline_ms: give up after this many milliseconds.
 
@@ -189,6 +194,8 @@ class Client:
             tune,
             examples_at_once,
             memory_limit,
+            batch,
+            buckets,
         )
         asked: dict[str, Any] = {"wrt": list(wrt), "terms": terms, "outputs": list(outputs)}
         asked["term_gradients"] = term_gradients
@@ -267,6 +274,8 @@ class Client:
         examples_at_once: int | None = None,
         memory_limit: int | None = None,
         tune: bool = True,
+        batch: bool = True,
+        buckets: Sequence[int] = (),
         seed: int = 0,
         deadline_ms: float | None = None,
     ) -> EvaluateResult:
@@ -288,9 +297,40 @@ class Client:
             tune,
             examples_at_once,
             memory_limit,
+            batch,
+            buckets,
         )
         asked = {"outputs": list(outputs) if outputs is not None else None}
         return self._send(self._calls.evaluate(program, question, **asked))
+
+    def warm(
+        self,
+        program: Loss,
+        *,
+        inputs: Inputs,
+        wrt: Sequence[str] | None = ("params",),
+        terms: Terms | None = None,
+        outputs: Sequence[str] = (),
+        model: str | None = None,
+        models: Models | None = None,
+        params: Tree | Mapping[str, Tree] | None = None,
+        mode: str | None = None,
+        nesting: str = "auto",
+        batch_sizes: Sequence[int] = (),
+        buckets: Sequence[int] = (),
+    ) -> list[WarmProgram]:
+        """Compile a program for arrays like these before somebody waits for it; their data stay here.
+
+        `wrt=None` warms an evaluation. `batch_sizes` are numbers of calls to be computed together. Other
+        arguments as of `gradient`. Gives what was compiled, and how long each took.
+        """
+        question = Question(inputs, model, models, params, mode=mode, nesting=nesting, buckets=buckets)
+        asked: dict[str, Any] = {"batch_sizes": list(batch_sizes)}
+        if outputs:
+            asked["outputs"] = list(outputs)
+        if wrt is not None:
+            asked["wrt"] = list(wrt)
+        return self._send(self._calls.warm(program, question, terms, **asked))
 
     def apply(
         self,

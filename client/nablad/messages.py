@@ -91,6 +91,15 @@ class Question(Message):
     tune: bool = Field(
         True, description="Whether this call may lead to tuning of its program; what is learned is used."
     )
+    buckets: list[Annotated[int, Field(gt=0, lt=2**31)]] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Numbers of examples to compile for; fewer are filled up to the next one, where exact.",
+        examples=[[32, 64, 128]],
+    )
+    batch: bool = Field(
+        True, description="Whether the call may be computed together with others that wait for the same."
+    )
     seed: int = Field(0, description="Seed of the program's random operators.")
     deadline_ms: float | None = Field(
         None, gt=0, description="Give up with 504 after this many milliseconds."
@@ -123,6 +132,23 @@ class EvaluateRequest(Question):
     outputs: list[str] | None = Field(
         None, description='Named values to return; by default the last expression, as "result".'
     )
+
+
+class Warming(Message):
+    """What `POST /v1/warm` takes beside the members of a gradient or an evaluation."""
+
+    batch_sizes: list[Annotated[int, Field(gt=1, le=4096)]] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Batches to compile too, for so many calls; rounded up to powers of two.",
+    )
+
+
+class WarmRequest(GradientRequest, Warming):
+    """`POST /v1/warm`: a gradient, or with `program` for `loss` an evaluation; compiled, and not run.
+
+    Arrays may be `{dtype, shape}` without `data`.
+    """
 
 
 class CheckRequest(GradientRequest):
@@ -212,6 +238,15 @@ class OperatorInfo(BaseModel):
     aliases: list[str]
 
 
+class WarmProgram(BaseModel):
+    """One compiled form of a program."""
+
+    calls: int = Field(description="Calls that it computes together.")
+    compiled: bool = Field(description="Whether this request compiled it; else it was there already.")
+    milliseconds: float = Field(description="How long that took, the wait for other compilations included.")
+    reason: str | None = Field(None, description="Why there is no such form; null where there is.")
+
+
 class Timing(BaseModel):
     """Where the time of a call went, in milliseconds."""
 
@@ -221,6 +256,7 @@ class Timing(BaseModel):
     device_ms: float = 0.0
     encode_ms: float = 0.0
     compiled: bool = Field(False, description="Whether this call compiled its program.")
+    together: int = Field(1, description="Calls that were computed in one go, this one among them.")
 
 
 class NonFinite(BaseModel):

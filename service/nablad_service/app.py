@@ -14,6 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nablad import __version__, wire
 from nablad.problems import Problem, Refusal
+from nablad_service.batches import Batches, BatchLimits
+from nablad_service.counting import Counting
+from nablad_service.engine.disk_cache import disk_counts
 from nablad_service.engine.engine import Engine
 from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.registered import registered_as
@@ -21,9 +24,11 @@ from nablad_service.hosting import ModelStore
 from nablad_service.hosting.python_models import python_models
 from nablad_service.hosting.repository import Repository
 from nablad_service.learned_plans import LearnedPlans
+from nablad_service.metrics import Metrics
 from nablad_service.pipeline import Pipeline
 from nablad_service.programs import Programs
 from nablad_service.routes import health, models, operators, programs, shortcuts
+from nablad_service.routes import metrics as counters
 from nablad_service.routes.schema import openapi
 from nablad_service.scheduler import Scheduler
 from nablad_service.settings import Settings
@@ -44,6 +49,7 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
     A `repository` that is open already is taken over; else the lifespan opens the one of the settings.
     """
     settings = settings or Settings()
+    metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -52,22 +58,33 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
             kept = Repository.open(Path(settings.repository))
         # Before the engine allows 64-bit types: the operator's files make what they make elsewhere.
         own = python_models(settings.models, lambda name, given: registered_as(name, given, SIGNATURES))
-        engine = Engine.start(settings.limits, functions=own.functions)
+        cache = Path(settings.cache) if settings.cache else None
+        engine = Engine.start(
+            settings.limits, functions=own.functions, compiled=cache / "compiled" if cache else None
+        )
         store = ModelStore(
             settings.max_models,
             repository=kept,
             python=own,
             max_artifact_bytes=settings.max_artifact_bytes,
         )
-        scheduler = Scheduler(settings.max_queue, seconds=settings.run_seconds)
-        plans = Path(settings.cache) / "plans" if settings.cache else None
-        learned = LearnedPlans(plans, f"nablad {__version__}, {engine.platform()}")
+        scheduler = Scheduler(settings.max_queue, seconds=settings.run_seconds, ran=metrics.ran)
+        learned = LearnedPlans(
+            cache / "plans" if cache else None, f"nablad {__version__}, {engine.platform()}"
+        )
+        batches = Batches(
+            engine,
+            BatchLimits(settings.max_batch, settings.max_batch_bytes),
+            metrics,
+            seconds=settings.compile_seconds,
+        )
         compiled = Programs(
             engine,
             learned,
             limit=settings.max_programs,
             threads=settings.compile_threads,
             seconds=settings.compile_seconds,
+            metrics=metrics,
         )
         tuner = Tuner(
             engine,
@@ -76,9 +93,23 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
             compiled.replace,
             after_calls=settings.tune_after_calls,
             seconds=settings.compile_seconds,
+            metrics=metrics,
+        )
+        metrics.ask("nablad_models", "Models hosted, loaded or not.", lambda: len(store.cards()))
+        metrics.ask("nablad_programs_kept", "Compiled programs in memory.", lambda: len(compiled))
+        metrics.ask(
+            "nablad_queue_calls",
+            "Calls that wait for the device or run on it.",
+            lambda: scheduler.statistics().waiting_or_running,
+        )
+        metrics.ask_counts(
+            "nablad_disk_cache",
+            "Compilations read from the compile cache (hit), and written to it (miss).",
+            "outcome",
+            disk_counts,
         )
         app.state.settings = settings
-        app.state.pipeline = Pipeline(store, compiled, scheduler, tuner)
+        app.state.pipeline = Pipeline(store, compiled, scheduler, tuner, batches, metrics)
         app.state.learned = learned
         app.state.engine = engine
         app.state.device = engine.device()
@@ -86,6 +117,7 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
         yield
         app.state.ready = False
         tuner.close()
+        batches.close()
         compiled.close()
         scheduler.close()
         if kept is not None:
@@ -94,13 +126,27 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
     app = FastAPI(
         title="nablad", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None
     )
-    for router in (programs.router, models.router, shortcuts.router, operators.router, health.router):
-        app.include_router(router)
+    app.state.metrics = metrics
+    for group in (programs, models, shortcuts, operators, health, counters):
+        app.include_router(group.router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(Failures)
+    app.add_middleware(Counting, metrics=metrics)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign] # FastAPI's own way to extend it
     return app
+
+
+class ProblemResponse(Response):
+    """A problem document on its way, counted as it leaves."""
+
+    def __init__(self, document: Problem, headers: dict[str, str]) -> None:
+        super().__init__(document.json_bytes(), document.status, headers, media_type=wire.PROBLEM)
+        self._code = document.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"].state.metrics.refusals.labels(self._code).inc()
+        await super().__call__(scope, receive, send)
 
 
 def problem(refusal: Refusal) -> Response:
@@ -110,7 +156,7 @@ def problem(refusal: Refusal) -> Response:
     retry_after = (refusal.extra or {}).get("retry_after")
     if document.status == 503:
         headers["Retry-After"] = str(retry_after or 1)
-    return Response(document.json_bytes(), document.status, headers, media_type=wire.PROBLEM)
+    return ProblemResponse(document, headers)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

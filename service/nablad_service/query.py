@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ from nablad_models import Model
 Arrays = Mapping[str, NDArray[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class ArraySpec:
+# Tuples where nothing more is needed: signatures are hashed and compared at every call.
+class ArraySpec(NamedTuple):
     """Shape and dtype of an array."""
 
     shape: tuple[int, ...]
@@ -41,8 +41,7 @@ def tree_spec(tree: Arrays) -> TreeSpec:
     return tuple((name, ArraySpec.of(leaf)) for name, leaf in tree.items())
 
 
-@dataclass(frozen=True, slots=True)
-class Variable:
+class Variable(NamedTuple):
     """One entry of `wrt`, as written: an input, all parameters (of all models or of one), or one leaf."""
 
     key: str
@@ -52,8 +51,7 @@ class Variable:
     leaf: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSignature:
+class ModelSignature(NamedTuple):
     """A bound model without its values."""
 
     name: str
@@ -88,6 +86,15 @@ class Signature:
     """Examples that the caller wants to be computed at once; None leaves it to the planner."""
     memory_limit: int | None = None
     """Bytes that the caller allows; the server's own limit holds too."""
+    buckets: tuple[int, ...] = ()
+    """Numbers of examples that the caller wants programs to be compiled for, ascending."""
+    _hash: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __hash__(self) -> int:
+        # Every cache on the way asks for it.
+        if not self._hash:
+            object.__setattr__(self, "_hash", hash((self.text, self.inputs, self.models, self.wrt)) or 1)
+        return self._hash
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,11 @@ class Query:
     deadline_ms: float | None = None
     tune: bool = True
     """Whether the call counts as one of many that make its program worth tuning."""
+    batch: bool = True
+    """Whether the call may be computed together with others."""
+    resident: tuple[tuple[str, str], ...] = ()
+    """What is not the call's own: (section of the arguments, name). Others that bring the very same objects
+    there share them."""
 
 
 def arguments(query: Query) -> dict[str, Any]:

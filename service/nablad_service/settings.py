@@ -36,6 +36,12 @@ class Settings(BaseSettings):
         description="Estimated peak memory of a program in bytes; larger ones run on fewer examples at once.",
     )
     max_queue: int = Field(256, gt=0, description="Calls that may wait for the device; more are refused.")
+    max_batch: int = Field(
+        64, gt=0, description="Calls of one program that are computed together when they wait; 1 for none."
+    )
+    max_batch_bytes: int = Field(
+        1024 * MEBIBYTE, gt=0, description="Estimated peak memory of calls that are computed together."
+    )
     max_programs: int = Field(512, gt=0, description="Compiled programs kept; the least recently used goes.")
     max_models: int = Field(1024, gt=0, description="Models hosted at once.")
     max_artifact_bytes: int = Field(

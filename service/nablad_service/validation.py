@@ -119,10 +119,23 @@ def _query(
         memory_limit=request.memory_limit,
         dtype=dtype,
         term_gradients=term_gradients,
+        buckets=tuple(sorted(set(request.buckets))),
     )
     models = {name: one.model for name, one in hosted.items()}
+    resident = [("params", name) for name, one in hosted.items() if params[name] is one.params]
+    resident += [("state", name) for name, one in hosted.items() if state[name] is one.state]
     return Query(
-        signature, models, inputs, params, state, weights, request.seed, request.deadline_ms, request.tune
+        signature,
+        models,
+        inputs,
+        params,
+        state,
+        weights,
+        seed=request.seed,
+        deadline_ms=request.deadline_ms,
+        tune=request.tune,
+        batch=request.batch,
+        resident=tuple(resident),
     )
 
 

@@ -16,10 +16,19 @@ from nablad.messages import (
     ModelRequest,
     ParamsRequest,
     ShortcutRequest,
+    WarmRequest,
 )
 from nablad.problems import Problem
 
-MESSAGES = (GradientRequest, EvaluateRequest, CheckRequest, ModelRequest, ParamsRequest, ShortcutRequest)
+MESSAGES = (
+    GradientRequest,
+    EvaluateRequest,
+    CheckRequest,
+    ModelRequest,
+    ParamsRequest,
+    ShortcutRequest,
+    WarmRequest,
+)
 REF = "#/components/schemas/{model}"
 
 
