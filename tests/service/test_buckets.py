@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import httpx
+import jax
 import numpy as np
 import pytest
 from ask import ENGINE, MODELS, host, rng

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 
 import jax
@@ -26,22 +25,23 @@ class _Seen:
     """What JAX has told since the process began to listen."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Appended to by whatever thread compiles, which is atomic; counted where the counts are asked for.
+        self._told: deque[str] = deque()
         self._counts: Counter[str] = Counter()
         self._listening = False
 
     def listen(self) -> None:
-        with self._lock:
-            if not self._listening:
-                jax.monitoring.register_event_listener(self._note)
-                self._listening = True
+        if not self._listening:
+            jax.monitoring.register_event_listener(self._note)
+            self._listening = True
 
     def _note(self, event: str, **details: str | int) -> None:
         if event in EVENTS:
-            with self._lock:
-                self._counts[EVENTS[event]] += 1
+            self._told.append(EVENTS[event])
 
     def counts(self) -> dict[str, int]:
+        while self._told:
+            self._counts[self._told.popleft()] += 1
         return {outcome: self._counts[outcome] for outcome in EVENTS.values()}
 
 
