@@ -44,9 +44,9 @@ LARGEST_TEXT = 2 * MEGABYTE
 """UM-Bridge sends numbers as text: tens of seconds for 100 MB."""
 OF_ECHO, COPIES, PEAK, SHARED_COPIES, OVER_TESSERACT = 1.5, 6.0, 2.5, 3.5, 10.0
 
-METHOD = """The gradient of a mean square error in the parameters of an MLP of two layers, float32, for
-one example: all parameters travel to the server, as many bytes of gradient travel back. Everything is
-warm and taken in turn, {rounds} rounds for the largest size, one caller alone. Each kind of client has a
+METHOD = """The gradient of a mean square error in the parameters of a dense layer, float32, for one
+example: all parameters travel to the server, as many bytes of gradient travel back. Everything is warm
+and taken in turn, {rounds} rounds for the largest size, one caller alone. Each kind of client has a
 server of its own.
 
 *In process* calls a compiled `jax.value_and_grad` with JAX arrays. *Echo* is a process that receives as
@@ -102,8 +102,8 @@ def copy(size: int) -> Block:
 
 def measure(size: int, rounds: int, block: int, python: Path | None) -> dict[str, Road]:
     """All roads for a payload of about so many bytes."""
-    width = int(np.sqrt(size / 8))
-    widths = (width, width, width)
+    width = int(np.sqrt(size / 4))
+    widths = (width, width)
     params, x, y = mlp.drawn(widths, 1)
     payload = sum(leaf.nbytes for leaf in params.values())
     expected = jax.device_get(jax.jit(jax.grad(mlp.loss))(params, x, y))

@@ -71,7 +71,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, found
 
 
-def one_round(folder: Path, depth: int) -> dict[str, float]:
+def one_round(folder: Path, depth: int, *, quick: bool) -> dict[str, float]:
     """Seconds of everything, once, from empty folders."""
     points, found = burgers.points(POINTS), {}
     folders = {"repository": folder / "models", "cache": folder / "cache"}
@@ -93,6 +93,8 @@ def one_round(folder: Path, depth: int) -> dict[str, float]:
         found[KNOWN_READY] = server.ready_after
         found[KNOWN], answer = timed(lambda: ask(client))
         found[f"compiling {KNOWN}"] = answer.timing.compile_ms / 1e3
+    if quick:
+        return found
     code = IN_PROCESS.format(width=WIDTH, depth=depth, points=POINTS)
     kept = {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "jax"),
@@ -148,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ready_to_measure() as publish:
         for _ in range(rounds):
             with tempfile.TemporaryDirectory(prefix="nablad-") as folder:
-                for name, seconds in one_round(Path(folder), depth).items():
+                for name, seconds in one_round(Path(folder), depth, quick=chosen.quick).items():
                     found[name].append(seconds)
         return publish(chosen, report(found, rounds, depth))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import Times
+from measuring import Times, worked
 from processes import Process, Sent, Server
 
 import nablad
@@ -43,7 +43,10 @@ class Measured:
 
     rates: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    cpu: float = 0.0
+    callers: float = 0.0
+    """Seconds of a core that the callers took, all together."""
+    server: float = 0.0
+    """And the server."""
     failed: int = 0
 
     @property
@@ -59,8 +62,13 @@ class Measured:
     def document(self) -> dict[str, Any]:
         """As JSON."""
         times = {"p50_ms": self.times.p50, "p99_ms": self.times.p99, "calls": self.times.count}
-        caller_us = self.cpu / self.times.count * 1e6
-        return {"per_second": self.rate, **times, "caller_us": caller_us, "failed": self.failed}
+        return {"per_second": self.rate, **times, **self.microseconds, "failed": self.failed}
+
+    @property
+    def microseconds(self) -> dict[str, float]:
+        """Of a core, for each call."""
+        each = 1e6 / max(len(self.seconds), 1)
+        return {"server_us": self.server * each, "caller_us": self.callers * each}
 
 
 class Crowd:
@@ -76,15 +84,17 @@ class Crowd:
                 sent = Sent.by(lambda client, load=load, number=number: load.ask(client, number))
                 (own / f"{number:03}").write_bytes(sent.head + sent.body)
 
-    def stretch(self, server: Server, load: Load, callers: int, seconds: float) -> tuple[Any, float, int]:
-        """When each call was answered and what it took, (calls, 2); seconds of a core it cost; failures."""
+    def stretch(self, server: Server, load: Load, callers: int, seconds: float) -> tuple[Any, dict[str, Any]]:
+        """When each call was answered and what it took, (calls, 2); work of callers and server, failures."""
         out, requests = self._folder / "times.npz", self._folder / load.model
         asked = {"url": server.url, "requests": str(requests), "callers": callers, "seconds": seconds}
+        before = worked(server.pid)
         said = json.loads(self._process.ask(json.dumps({**asked, "out": str(out)})))
+        said["server"] = worked(server.pid) - before
         with np.load(out) as found:
             calls, health = found["calls"], found["health"]
         self.health.extend(health[:, 1])
-        return calls, said["cpu"], said["failed"]
+        return calls, said
 
 
 @contextmanager

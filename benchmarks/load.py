@@ -2,8 +2,8 @@
 
 Each caller has a connection, sends the bytes it was given, waits for the answer and sends them again.
 Answers are counted, not decoded. A line is JSON: `url`, `requests` (a folder of requests), `callers`,
-`seconds` and `out`, a file for the times; the answer is JSON too: the `cpu` seconds that the callers
-themselves took, and how many calls `failed`.
+`seconds` and `out`, a file for the times; the answer is JSON too: the seconds of a core that the
+`callers` themselves took, and how many calls `failed`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ async def load(url: str, requests: str, callers: int, seconds: float, out: str) 
     await asyncio.gather(health.done, *(caller.done for caller in crowd))
     spent = sum(os.times()[:2]) - cpu
     np.savez(out, calls=np.concatenate([caller.times() for caller in crowd]), health=health.times())
-    return {"cpu": spent, "failed": sum(caller.failed for caller in crowd) + health.failed}
+    return {"callers": spent, "failed": sum(caller.failed for caller in crowd) + health.failed}
 
 
 def main() -> None:

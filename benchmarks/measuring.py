@@ -156,7 +156,7 @@ class Clock:
         if told.exists():
             user, nice, system, _, _, *rest = map(int, told.read_text().split("\n")[0].split()[1:9])
             worked = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
-            own += sum(_worked(one) for one in Path("/proc").iterdir() if one.name.isdigit())
+            own += sum(_worked_of_ours(one) for one in Path("/proc").iterdir() if one.name.isdigit())
         return cls(time.monotonic(), worked, own)
 
     def others_since(self, before: Clock) -> str:
@@ -168,13 +168,16 @@ class Clock:
         return f"other processes kept {max(others, 0.0):.2f} cores busy meanwhile{busy}"
 
 
-def _worked(process: Path) -> float:
-    """Seconds of another process of this group, and of its children that have ended."""
-    if int(process.name) == os.getpid():
-        return 0.0
+def worked(pid: int) -> float:
+    """Seconds that a process has worked by now, with its children that have ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def _worked_of_ours(process: Path) -> float:
+    """The same for another process of this group, nothing for others."""
+    pid = int(process.name)
     try:
-        fields = (process / "stat").read_text().rpartition(")")[2].split()
+        return worked(pid) if pid != os.getpid() and os.getpgid(pid) == os.getpgrp() else 0.0
     except OSError:  # it has ended
         return 0.0
-    ours = int(fields[2]) == os.getpgrp()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") if ours else 0.0

@@ -22,7 +22,6 @@ from pages import BLUE, GREY, Goal, Report, parser, ready_to_measure, table
 from processes import Server
 
 import nablad
-from nablad_service.settings import Settings
 
 CALLERS = (1, 4, 16, 64)
 CROWD = 16
@@ -30,6 +29,8 @@ CROWD = 16
 SETTLING = 0.1
 """Part of a stretch at its start that is not counted."""
 BATCHED, ALONE = "batched", "one by one"
+SERVERS = {BATCHED: 64, ALONE: 1}
+"""What `--max-batch` says; the first is the default."""
 GAIN, TAIL, SLOWER, HEALTHY_MS = 4.0, 5.0, 1.2, 20.0
 
 METHOD = """Callers in a closed loop: each has a connection and asks again when it is answered. All ask
@@ -38,8 +39,8 @@ comes, *one by one* the same with `--max-batch 1`. Stretches of {seconds:g} s, i
 requests a second are medians over the stretches, p50 and p99 of all their calls together.
 
 All callers are one process beside the server, on the same cores: it sends ready bytes over plain
-connections (uvloop) and counts answers without decoding them; the last column says what it took of a core
-for each. It asks for `/health/live` too, every 20 ms.
+connections (uvloop) and counts answers without decoding them; the last columns say what server and
+callers took of a core for each. It asks for `/health/live` too, every 20 ms.
 
 *Cold* is a program that the server has never seen, asked for while {crowd} callers go on: how many
 requests a second they got from its arrival to its answer, beside those before it."""
@@ -72,15 +73,16 @@ def steady(
         for load in LOADS:
             for callers in CALLERS:
                 for name, server in servers.items():
-                    calls, cpu, failed = crowd.stretch(server, load, callers, seconds)
+                    calls, said = crowd.stretch(server, load, callers, seconds)
                     if number == 0:  # new numbers of callers may be compiled for
                         continue
                     one = found.setdefault((load.model, callers, name), Measured())
                     begin, end = calls[:, 0].min() + SETTLING * seconds, calls[:, 0].max()
                     one.rates.append(warm_rate(calls, begin, end))
                     one.seconds.extend(calls[:, 1])
-                    one.cpu += cpu
-                    one.failed += failed
+                    one.callers += said["callers"]
+                    one.server += said["server"]
+                    one.failed += said["failed"]
         if number == 0:
             crowd.health.clear()
     return found
@@ -102,7 +104,7 @@ def beside_a_compilation(crowd: Crowd, server: Server, rounds: int, seconds: flo
 
         asking = threading.Thread(target=cold)
         asking.start()
-        calls, _, _ = crowd.stretch(server, LOADS[0], CROWD, 3 * seconds)
+        calls, _ = crowd.stretch(server, LOADS[0], CROWD, 3 * seconds)
         asking.join()
         begin, end = span[0], min(span[1], float(calls[:, 0].max()))
         found["cold_s"].append(span[1] - span[0])
@@ -113,16 +115,10 @@ def beside_a_compilation(crowd: Crowd, server: Server, rounds: int, seconds: flo
 
 def measure(
     rounds: int, seconds: float
-) -> tuple[dict[tuple[str, int, str], Measured], dict[str, list[float]], Times, list[str]]:
-    """Steady load, load beside a compilation, health, and notes of what was left out."""
-    notes = []
+) -> tuple[dict[tuple[str, int, str], Measured], dict[str, list[float]], Times]:
+    """Steady load, load beside a compilation, and health."""
     with ExitStack() as stack:
-        servers = {BATCHED: stack.enter_context(Server())}
-        if "max_batch" in Settings.model_fields:
-            servers[ALONE] = stack.enter_context(Server(max_batch=1))
-        else:
-            servers = {ALONE: servers[BATCHED]}
-            notes.append("This server does not batch, so there is nothing to compare it with.")
+        servers = {name: stack.enter_context(Server(max_batch=most)) for name, most in SERVERS.items()}
         for server in servers.values():
             client = stack.enter_context(nablad.Client(server.url))
             for load in LOADS:
@@ -131,8 +127,8 @@ def measure(
                 load.ask(client)
         callers = stack.enter_context(crowd(LOADS, max(CALLERS)))
         found = steady(callers, servers, rounds, seconds)
-        beside = beside_a_compilation(callers, next(iter(servers.values())), rounds, seconds)
-        return found, beside, Times.of(callers.health), notes
+        beside = beside_a_compilation(callers, servers[BATCHED], rounds, seconds)
+        return found, beside, Times.of(callers.health)
 
 
 def slowdown(beside: dict[str, list[float]]) -> float:
@@ -146,8 +142,7 @@ def goals(
     """What the issue of serving asks for."""
     most, goals = max(CALLERS), []
     for load in LOADS:
-        if (batched := found.get((load.model, most, BATCHED))) is None:
-            continue
+        batched = found[load.model, most, BATCHED]
         gain = batched.rate / found[load.model, most, ALONE].rate
         goals.append(Goal(f"{load.words}, {most} callers, batched over one by one", gain, GAIN, "x", True))
         tail = batched.times.p99 / batched.times.p50
@@ -164,18 +159,18 @@ def report(
     found: dict[tuple[str, int, str], Measured],
     beside: dict[str, list[float]],
     health: Times,
-    notes: list[str],
     plan: tuple[int, float],
 ) -> Report:
     """Tables, goals, plot."""
     words = {load.model: load.words for load in LOADS}
     rows = []
     for (model, callers, name), one in found.items():
-        alone = found.get((model, callers, ALONE))
-        gain = f"{one.rate / alone.rate:.2f}" if alone and name == BATCHED else ""
+        gain = f"{one.rate / found[model, callers, ALONE].rate:.2f}" if name == BATCHED else ""
         figures = [f"{one.rate:.0f}", gain, f"{one.times.p50:.2f}", f"{one.times.p99:.2f}", str(one.failed)]
-        rows.append([words[model], str(callers), name, *figures, f"{one.cpu / one.times.count * 1e6:.0f}"])
-    head = ["program", "callers", "server", "requests/s", "gain", "p50 ms", "p99 ms", "failed", "caller's us"]
+        own = [f"{spent:.0f}" for spent in one.microseconds.values()]
+        rows.append([words[model], str(callers), name, *figures, *own])
+    head = ["program", "callers", "server", "requests/s", "gain", "p50 ms", "p99 ms", "failed"]
+    head += ["server's us", "caller's us"]
     cold = [
         [f"{one:.2f}", f"{before:.0f}", f"{meanwhile:.0f}", f"{before / meanwhile:.2f}"]
         for one, before, meanwhile in zip(*beside.values(), strict=True)
@@ -214,7 +209,6 @@ def report(
         },
         draw,
         "Requests a second by number of callers",
-        notes,
     )
 
 
@@ -223,8 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser(__doc__).parse_args(arguments)
     plan = (1, 0.25) if chosen.quick else (5, 2.0)
     with ready_to_measure() as publish:
-        found, beside, health, notes = measure(*plan)
-        return publish(chosen, report(found, beside, health, notes, plan))
+        found, beside, health = measure(*plan)
+        return publish(chosen, report(found, beside, health, plan))
 
 
 if __name__ == "__main__":
