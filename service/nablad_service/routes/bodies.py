@@ -16,7 +16,8 @@ from nablad.arrays import Encoding
 from nablad.frame import Buffer, aligned
 from nablad.messages import Timing
 from nablad.problems import Refusal
-from nablad_service.pipeline import Answer, Body, Pipeline
+from nablad_service.pipeline import Answer, Pipeline
+from nablad_service.reading import Body
 from nablad_service.receiving import LYING, receiver
 
 TENANT = "Nablad-Tenant"
