@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,3 +92,39 @@ def test_the_estimators_of_the_benchmark_are_unbiased(estimators: Any, method: s
         for V in estimators.columns(method, 12, 6, 3000, seed=2)
     ]
     assert abs(np.mean(found) - np.trace(A)) < 5 * np.std(found) / np.sqrt(len(found))
+
+
+GOALS = {
+    "latency": {"Client p50 over in process"},
+    "bandwidth": {
+        "Client at 0.4 MB over echo and compute",
+        "Client at 0.4 MB over in process",
+        "peak server memory at 0.4 MB",
+    },
+    "throughput": {
+        "time of a warm call beside a cold compilation, 16 callers",
+        "slowest answer about health",
+    },
+    "training": set(),
+    "cold_start": {"compiling a known program after a restart, over a new one"},
+}
+WITH_PEERS = {"latency", "bandwidth"}
+
+
+@pytest.mark.parametrize("name", GOALS)
+def test_a_benchmark_of_the_wire_tells_what_came_of_its_goals(name: str, tmp_path: Path) -> None:
+    """In a process of its own, as people run it; the results of all that it compares are compared too."""
+    found = tmp_path / "found.json"
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--json", str(found)]
+    without = ["--peers", "none"] if name in WITH_PEERS else []
+    said = subprocess.run([*command, *without], capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0, said.stderr
+    document = json.loads(found.read_text())
+    goals = {goal["what"]: goal for goal in document["goals"]}
+    assert goals
+    assert GOALS[name] <= set(goals)
+    for goal in goals.values():
+        assert goal["found"] > 0 or not goal["at_least"]
+        word = "met" if goal["met"] else "MISSED"
+        assert f"- {word}: {goal['what']}" in said.stdout
+    assert document["notes"] == [] or f"- {document['notes'][0]}" in said.stdout

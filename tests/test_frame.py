@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +135,16 @@ def test_rows_that_are_not_in_order_travel_in_order() -> None:
     found = decode_array(wire.decode_body(body, wire.FRAME)["x"], "x")
     assert isinstance(found, np.ndarray)
     np.testing.assert_array_equal(found, array)
+
+
+def test_a_frame_that_is_sent_keeps_nothing_alive() -> None:
+    """Without the collector, whose turn may come a dozen large answers later."""
+    array = np.arange(1000.0)
+    gone = weakref.ref(array)
+    gc.disable()
+    try:
+        wire.encode_body({"x": encode_array(array, "attached")}, wire.FRAME)
+        del array
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -27,6 +27,7 @@ DTYPES = frozenset(
 NAMES = {np.dtype(name): name for name in DTYPES}
 """Of native dtypes: NumPy puts a dtype's `name` together anew each time it is asked."""
 LITTLE = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
+SEQUENCES = (list, tuple)
 KEYS = {"dtype", "shape", "data"}
 # JSON has no numbers for these; numbers written as these words are read back.
 WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -56,16 +57,37 @@ def decode_array(value: Any, name: str) -> Received:
     Raises:
         Refusal: `invalid_array`, naming `name` and what does not fit.
     """
-    if isinstance(value, np.ndarray | Undeclared):
-        return value
-    if isinstance(value, Mapping):
+    if isinstance(value, (dict, Mapping)):  # a union would be made anew at every array
         return _from_members(value, name)
+    if isinstance(value, np.ndarray | Undeclared) or hasattr(value, "__array__"):
+        return value  # type: ignore[no-any-return] # an array already, or what stands for one
     return Undeclared(_from_lists(value, name))
 
 
 def is_array_form(value: Any) -> bool:
     """Whether a decoded value stands for an array rather than a tree of arrays."""
     return not isinstance(value, Mapping) or ("data" in value and "dtype" in value)
+
+
+def stand_in(value: Any, name: str) -> Any:
+    """`value`, or where it is a `{dtype, shape}` without data an array of that kind that takes no room.
+
+    Raises:
+        Refusal: `invalid_array`, naming `name`.
+    """
+    if not isinstance(value, Mapping) or set(value) != {"dtype", "shape"}:
+        return value
+    dtype, shape = value["dtype"], value["shape"]
+    if not isinstance(dtype, str) or isinstance(shape, Mapping):
+        return value  # a tree with leaves of these names
+    return np.broadcast_to(np.zeros((), _dtype(dtype, name)), _shape(shape, name))
+
+
+def _dtype(dtype: Any, name: str) -> np.dtype[Any]:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        detail = f"the array '{name}' has dtype {dtype!r}; known are {', '.join(sorted(DTYPES))}"
+        raise Refusal("invalid_array", detail)
+    return np.dtype(dtype)
 
 
 def _from_members(value: Mapping[str, Any], name: str) -> NDArray[Any]:
@@ -107,11 +129,14 @@ def _from_members(value: Mapping[str, Any], name: str) -> NDArray[Any]:
 
 
 def _shape(value: Any, name: str) -> tuple[int, ...]:
-    whole = isinstance(value, list | tuple) and all(
-        isinstance(length, int) and not isinstance(length, bool) and 0 <= length < 2**40 for length in value
-    )
-    # NumPy multiplies the lengths of empty arrays too.
-    if not whole or len(value) > 32 or math.prod(max(length, 1) for length in value) >= 2**60:
+    whole = type(value) in SEQUENCES and len(value) <= 32
+    entries = 1
+    for length in value if whole else ():
+        if type(length) is not int or not 0 <= length < 2**40:
+            whole = False
+            break
+        entries *= length or 1  # NumPy multiplies the lengths of empty arrays too
+    if not whole or entries >= 2**60:
         detail = f"the array '{name}' has shape {value!r}; a shape is a list of at most 32 lengths"
         raise Refusal("invalid_array", detail)
     return tuple(value)

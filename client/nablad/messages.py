@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
@@ -12,7 +13,7 @@ from nablad.place import Place
 NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 ARRAY_SCHEMA: dict[str, Any] = {
-    "description": "A number, nested lists of numbers, or {dtype, shape, data}.",
+    "description": "A number, nested lists of numbers, {dtype, shape, data}, or {handle}.",
     "anyOf": [
         {"type": "number"},
         {"type": "array", "items": {}},
@@ -24,6 +25,11 @@ ARRAY_SCHEMA: dict[str, Any] = {
                 "shape": {"type": "array", "items": {"type": "integer"}},
                 "data": {"description": "base64 of the little-endian buffer, or nested lists"},
             },
+        },
+        {
+            "type": "object",
+            "required": ["handle"],
+            "properties": {"handle": {"type": "string", "description": "of `PUT /v1/values`"}},
         },
     ],
 }
@@ -61,7 +67,9 @@ class Binding(Message):
     state: dict[str, Array] | None = Field(
         None, description="State for this call; the resident one by default."
     )
-    version: str | None = Field(None, description="Refuse unless the resident parameters have this version.")
+    version: str | None = Field(
+        None, description="Version of the resident parameters to use; by default the current one."
+    )
 
 
 class Question(Message):
@@ -90,6 +98,15 @@ class Question(Message):
     )
     tune: bool = Field(
         True, description="Whether this call may lead to tuning of its program; what is learned is used."
+    )
+    buckets: list[Annotated[int, Field(gt=0, lt=2**31)]] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Numbers of examples to compile for; fewer are filled up to the next one, where exact.",
+        examples=[[32, 64, 128]],
+    )
+    batch: bool = Field(
+        True, description="Whether the call may be computed together with others that wait for the same."
     )
     seed: int = Field(0, description="Seed of the program's random operators.")
     deadline_ms: float | None = Field(
@@ -123,6 +140,23 @@ class EvaluateRequest(Question):
     outputs: list[str] | None = Field(
         None, description='Named values to return; by default the last expression, as "result".'
     )
+
+
+class Warming(Message):
+    """What `POST /v1/warm` takes beside the members of a gradient or an evaluation."""
+
+    batch_sizes: list[Annotated[int, Field(gt=1, le=4096)]] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Batches to compile too, for so many calls; rounded up to powers of two.",
+    )
+
+
+class WarmRequest(GradientRequest, Warming):
+    """`POST /v1/warm`: a gradient, or with `program` for `loss` an evaluation; compiled, and not run.
+
+    Arrays may be `{dtype, shape}` without `data`.
+    """
 
 
 class CheckRequest(GradientRequest):
@@ -170,6 +204,21 @@ class ParamsRequest(Message):
     state: dict[str, Array] | None = None
 
 
+class ValueRequest(Message):
+    """`PUT /v1/values`: an array or a flat tree of arrays, to be named by its handle."""
+
+    value: Array = Field(description="An array with its dtype, or an object of such arrays.")
+    pinned: bool | None = Field(
+        None, description="Whether it stays whatever else comes; null leaves that as it is, false at first."
+    )
+
+
+class PinRequest(Message):
+    """`PATCH /v1/values/{handle}`."""
+
+    pinned: bool
+
+
 class ParameterInfo(BaseModel):
     """Shape and dtype of one parameter."""
 
@@ -194,6 +243,17 @@ class ModelInfo(BaseModel):
     loaded: bool = Field(description="False after an unload: the repository has it, memory does not.")
 
 
+class ValueInfo(BaseModel):
+    """A value that is resident, described: an `array`, or a `tree` of them."""
+
+    handle: str
+    bytes: int
+    pinned: bool
+    last_used: datetime
+    array: ParameterInfo | None
+    tree: dict[str, ParameterInfo] | None
+
+
 class FailedModel(BaseModel):
     """What the server was given and could not load."""
 
@@ -212,6 +272,15 @@ class OperatorInfo(BaseModel):
     aliases: list[str]
 
 
+class WarmProgram(BaseModel):
+    """One compiled form of a program."""
+
+    calls: int = Field(description="Calls that it computes together.")
+    compiled: bool = Field(description="Whether this request compiled it; else it was there already.")
+    milliseconds: float = Field(description="How long that took, the wait for other compilations included.")
+    reason: str | None = Field(None, description="Why there is no such form; null where there is.")
+
+
 class Timing(BaseModel):
     """Where the time of a call went, in milliseconds."""
 
@@ -221,6 +290,7 @@ class Timing(BaseModel):
     device_ms: float = 0.0
     encode_ms: float = 0.0
     compiled: bool = Field(False, description="Whether this call compiled its program.")
+    together: int = Field(1, description="Calls that were computed in one go, this one among them.")
 
 
 class NonFinite(BaseModel):

@@ -68,7 +68,9 @@ CODES: dict[str, Kind] = {
     # what is hosted
     "unknown_model": Kind(404, "No model of that name", errors.NotFound),
     "unknown_version": Kind(404, "No parameters of that version", errors.NotFound),
+    "unknown_handle": Kind(404, "No value of that handle", errors.NotFound),
     "unknown_path": Kind(404, "No such path", errors.NotFound),
+    "other_version": Kind(409, "The parameters have another version", errors.RequestError),
     "not_loaded": Kind(409, "The model is not loaded", errors.RequestError),
     "python_model": Kind(409, "The model belongs to the operator", errors.RequestError),
     # the server itself
@@ -79,6 +81,7 @@ CODES: dict[str, Kind] = {
     "memory_limit": Kind(422, "The program does not fit in the memory it may have", errors.ProgramError),
     "out_of_memory": Kind(507, "The device ran out of memory", errors.Unavailable),
     "storage": Kind(507, "The repository could not be written", errors.Unavailable),
+    "resident_limit": Kind(507, "No room for what is to stay", errors.Unavailable),
     "internal": Kind(500, "The server failed", errors.ServerError),
 }
 

@@ -26,6 +26,8 @@ class Plan:
     explanation: str
     examples: dict[str, Any] | None = None
     """Where not all examples were computed at once: their `number`, how many `at_once`, and the `reason`."""
+    bucket: dict[str, Any] | None = None
+    """Where buckets were asked for: `number` of examples, `size` of theirs or None, and then the `reason`."""
 
     @classmethod
     def read(cls, answer: dict[str, Any]) -> Plan:

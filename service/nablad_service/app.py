@@ -16,16 +16,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nablad import __version__
 from nablad.blocks import Blocks
 from nablad.problems import Refusal
+from nablad_service.batches import Batches, BatchLimits
+from nablad_service.counting import Counting
+from nablad_service.engine.disk_cache import tell_of_disk
 from nablad_service.engine.engine import Engine
 from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.registered import registered_as
-from nablad_service.hosting import ModelStore
+from nablad_service.hosting import ModelStore, Shelf, Values, Versions
 from nablad_service.hosting.python_models import python_models
 from nablad_service.hosting.repository import Repository
 from nablad_service.learned_plans import LearnedPlans
+from nablad_service.metrics import Metrics
 from nablad_service.pipeline import Pipeline
 from nablad_service.programs import Programs
-from nablad_service.routes import health, models, operators, programs, shortcuts
+from nablad_service.routes import health, models, operators, programs, shortcuts, values
+from nablad_service.routes import metrics as counters
 from nablad_service.routes.problems import problem
 from nablad_service.routes.schema import openapi
 from nablad_service.routes.shared_memory import SharedBodies
@@ -55,6 +60,7 @@ def create_app(
     `memory` is a listening socket where callers on this host may hand over shared memory.
     """
     settings = settings or Settings()
+    metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -63,22 +69,39 @@ def create_app(
             kept = Repository.open(Path(settings.repository))
         # Before the engine allows 64-bit types: the operator's files make what they make elsewhere.
         own = python_models(settings.models, lambda name, given: registered_as(name, given, SIGNATURES))
-        engine = Engine.start(settings.limits, functions=own.functions)
+        cache = Path(settings.cache) if settings.cache else None
+        engine = Engine.start(
+            settings.limits,
+            functions=own.functions,
+            compiled=cache / "compiled" if cache else None,
+            device_memory=settings.device_memory,
+        )
+        tell_of_disk(metrics.disk)
+        shelf = Shelf(settings.max_resident_bytes)
         store = ModelStore(
             settings.max_models,
             repository=kept,
             python=own,
             max_artifact_bytes=settings.max_artifact_bytes,
+            versions=Versions(shelf),
         )
-        scheduler = Scheduler(settings.max_queue, seconds=settings.run_seconds)
-        plans = Path(settings.cache) / "plans" if settings.cache else None
-        learned = LearnedPlans(plans, f"nablad {__version__}, {engine.platform()}")
+        scheduler = Scheduler(settings.max_queue, seconds=settings.run_seconds, ran=metrics.ran)
+        learned = LearnedPlans(
+            cache / "plans" if cache else None, f"nablad {__version__}, {engine.platform()}"
+        )
+        batches = Batches(
+            engine,
+            BatchLimits(settings.max_batch, settings.max_batch_bytes),
+            metrics,
+            seconds=settings.compile_seconds,
+        )
         compiled = Programs(
             engine,
             learned,
             limit=settings.max_programs,
             threads=settings.compile_threads,
             seconds=settings.compile_seconds,
+            metrics=metrics,
         )
         tuner = Tuner(
             engine,
@@ -87,11 +110,20 @@ def create_app(
             compiled.replace,
             after_calls=settings.tune_after_calls,
             seconds=settings.compile_seconds,
+            metrics=metrics,
+        )
+        metrics.ask("nablad_models", "Models hosted, loaded or not.", lambda: len(store.cards()))
+        metrics.ask("nablad_programs_kept", "Compiled programs in memory.", lambda: len(compiled))
+        metrics.ask(
+            "nablad_queue_calls",
+            "Calls that wait for the device or run on it.",
+            lambda: scheduler.statistics().waiting_or_running,
         )
         app.state.settings = settings
-        app.state.pipeline = Pipeline(store, compiled, scheduler, tuner)
+        app.state.pipeline = Pipeline(store, Values(shelf), compiled, scheduler, tuner, batches, metrics)
         app.state.learned = learned
         app.state.engine = engine
+        app.state.shelf = shelf
         app.state.device = engine.device()
         if memory is not None:
             app.state.memory = SharedMemory(memory, settings.max_body_bytes)
@@ -102,6 +134,7 @@ def create_app(
         if memory is not None:
             app.state.memory.close()
         tuner.close()
+        batches.close()
         compiled.close()
         scheduler.close()
         if kept is not None:
@@ -110,14 +143,16 @@ def create_app(
     app = FastAPI(
         title="nablad", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None
     )
-    for router in (programs.router, models.router, shortcuts.router, operators.router, health.router):
-        app.include_router(router)
+    app.state.metrics = metrics
+    for group in (programs, models, values, shortcuts, operators, health, counters):
+        app.include_router(group.router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.state.memory = None
     app.state.blocks = Blocks()
     app.add_middleware(SharedBodies)
     app.add_middleware(Failures)
+    app.add_middleware(Counting, metrics=metrics)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign] # FastAPI's own way to extend it
     return app
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -18,11 +20,23 @@ from pydantic import ValidationError
 from nablad import wire
 from nablad.arrays import Encoding, encode_array, encode_tree
 from nablad.frame import Buffer
-from nablad.messages import CheckRequest, EvaluateRequest, GradientRequest, Message, ShortcutRequest, Timing
+from nablad.messages import (
+    CheckRequest,
+    EvaluateRequest,
+    GradientRequest,
+    Message,
+    ShortcutRequest,
+    Timing,
+    Warming,
+)
 from nablad.problems import Refusal
+from nablad_service.batches import Batches
+from nablad_service.engine.buckets import InBucket
 from nablad_service.engine.engine import Executable
 from nablad_service.faults import first_fault
-from nablad_service.hosting import ModelStore
+from nablad_service.handles import QuestionT, with_values
+from nablad_service.hosting import ModelStore, Values
+from nablad_service.metrics import Metrics
 from nablad_service.planning import plan_document
 from nablad_service.programs import Programs
 from nablad_service.query import Query
@@ -30,6 +44,7 @@ from nablad_service.scheduler import Finished, Scheduler
 from nablad_service.shortcuts import evaluation
 from nablad_service.tuning import Tuner
 from nablad_service.validation import evaluate_query, gradient_query
+from nablad_service.warming import warmed, with_stand_ins
 
 T = TypeVar("T")
 MessageT = TypeVar("MessageT", bound=Message)
@@ -50,6 +65,8 @@ class Body:
     media: str
     answer: str
     encoding: Encoding
+    tenant: str = ""
+    """Whose values its handles name; the common tenant where no header says."""
 
 
 @dataclass(frozen=True)
@@ -67,37 +84,43 @@ log = logging.getLogger("nablad")
 class Pipeline:
     """What all calls share: the models, the compiled programs and the device's queue."""
 
-    def __init__(self, models: ModelStore, programs: Programs, scheduler: Scheduler, tuner: Tuner) -> None:
+    def __init__(
+        self,
+        models: ModelStore,
+        values: Values,
+        programs: Programs,
+        scheduler: Scheduler,
+        tuner: Tuner,
+        batches: Batches,
+        metrics: Metrics,
+    ) -> None:
         self.models = models
+        self.values = values
         self.programs = programs
         self.scheduler = scheduler
         self.tuner = tuner
+        self.batches = batches
+        self.metrics = metrics
 
     async def gradient(self, body: Body) -> Answer:
         """`POST /v1/gradient`."""
-        return await self._answer(
-            body, lambda: gradient_query(decode(body, GradientRequest), self.models.get)
-        )
+        return await self._answer(body, lambda: self._gradient(body, decode(body, GradientRequest)))
 
     async def evaluate(self, body: Body) -> Answer:
         """`POST /v1/evaluate`."""
-        return await self._answer(
-            body, lambda: evaluate_query(decode(body, EvaluateRequest), self.models.get)
-        )
+        return await self._answer(body, lambda: self._evaluation(body, decode(body, EvaluateRequest)))
 
     async def shortcut(self, name: str, operator: str, body: Body) -> Answer:
         """`POST /v1/models/{name}/{operator}`: an `evaluate` with a ready-made program."""
         return await self._answer(
             body,
-            lambda: evaluate_query(
-                evaluation(name, operator, decode(body, ShortcutRequest)), self.models.get
-            ),
+            lambda: self._evaluation(body, evaluation(name, operator, decode(body, ShortcutRequest))),
         )
 
     async def check(self, body: Body) -> Answer:
         """`POST /v1/check`: everything in float64."""
         query, decoded = await _timed(
-            body, lambda: gradient_query(decode(body, CheckRequest), self.models.get, dtype="float64")
+            body, lambda: self._gradient(body, decode(body, CheckRequest), dtype="float64")
         )
 
         async def work() -> tuple[dict[str, Any], Finished[dict[str, Any]], bool, float]:
@@ -112,17 +135,41 @@ class Pipeline:
     async def plan(self, body: Body) -> dict[str, Any]:
         """`POST /v1/plan`: the body of a gradient, or of an evaluation; compiles and runs nothing."""
 
-        def read() -> Query:
-            structure = wire.decode_body(body.data, body.media)
-            if isinstance(structure, Mapping) and "program" in structure:
-                return evaluate_query(validated(structure, EvaluateRequest), self.models.get)
-            return gradient_query(validated(structure, GradientRequest), self.models.get)
-
-        query, _ = await _timed(body, read)
+        query, _ = await _timed(body, lambda: self._question(body, wire.decode_body(body.data, body.media)))
         return plan_document(await self.programs.planned(query))
+
+    async def warm(self, body: Body) -> dict[str, Any]:
+        """`POST /v1/warm`: the body of a gradient, or of an evaluation; compiles, and runs nothing."""
+
+        def read() -> tuple[Query, list[int]]:
+            structure = with_stand_ins(wire.decode_body(body.data, body.media))
+            asked = validated({"batch_sizes": structure.pop("batch_sizes", [])}, Warming)
+            return self._question(body, structure), asked.batch_sizes
+
+        query, sizes = await off_loop(len(body.data), read)
+        programs = await warmed(query, sizes, self.programs, self.batches)
+        return {"programs": [one.model_dump() for one in programs]}
+
+    def _question(self, body: Body, structure: Mapping[str, Any]) -> Query:
+        """The query of a gradient, or of an evaluation where there is a `program`."""
+        if "program" in structure:
+            return self._evaluation(body, validated(structure, EvaluateRequest))
+        return self._gradient(body, validated(structure, GradientRequest))
+
+    def _gradient(self, body: Body, request: GradientRequest, dtype: str | None = None) -> Query:
+        return gradient_query(self._with_values(body, request), self.models.get, dtype=dtype)
+
+    def _evaluation(self, body: Body, request: EvaluateRequest) -> Query:
+        return evaluate_query(self._with_values(body, request), self.models.get)
+
+    def _with_values(self, body: Body, request: QuestionT) -> QuestionT:
+        return with_values(request, partial(self.values.take, body.tenant))
 
     async def _answer(self, body: Body, read: Callable[[], Query]) -> Answer:
         query, decoded = await _timed(body, read)
+        until = math.inf
+        if query.deadline_ms is not None:
+            until = time.perf_counter() + query.deadline_ms / 1e3 - decoded
 
         async def work() -> tuple[dict[str, Any], Finished[dict[str, Any]], bool, float]:
             started = time.perf_counter()
@@ -131,14 +178,26 @@ class Pipeline:
             if body.encoding == "lists" and executable.answer_bytes > LARGEST_LISTS:
                 detail = f"the answer has {executable.answer_bytes / 1e6:.0f} MB, too much for nested lists"
                 raise Refusal("limit", f"{detail}; accept {wire.MSGPACK} or {wire.JSON}; arrays=base64")
-            finished = await self.scheduler.run(lambda: executable.run(query))
-            self.tuner.called(query)
+            finished = await self._run(query, executable, until)
+            if isinstance(executable, Executable):
+                # The signature that the plan has is known by identity to whatever is kept by it.
+                self.tuner.called(query, executable.plan.signature)
             result = _sections(finished.result, executable)
             if not result.pop("finite"):
                 result["non_finite"] = await self._non_finite(query)
             return result, finished, compiled, compiling
 
         return await self._finish(query, body, decoded, work)
+
+    async def _run(
+        self, query: Query, executable: Executable | InBucket, until: float
+    ) -> Finished[dict[str, Any]]:
+        """The arrays of the answer, computed together with others that wait for the same."""
+        key = None if isinstance(executable, InBucket) else self.batches.key(query, executable)
+        if key is None or isinstance(executable, InBucket):
+            return await self.scheduler.run(lambda: executable.run(query))
+        company = self.batches.company(query, executable)
+        return await self.scheduler.run_in_company(key, query, company, until=until)
 
     async def _non_finite(self, query: Query) -> dict[str, Any]:
         """Where the result of `query` stopped being finite; the caller has it whatever becomes of this."""
@@ -160,6 +219,7 @@ class Pipeline:
             result, finished, compiled, compiling = await _within(query.deadline_ms, decoded, work())
         except asyncio.CancelledError:  # the drain time of a stopping server is over
             raise Refusal("stopping", "the server stopped before the answer was ready; ask again") from None
+        self.metrics.queue.observe(finished.waited)
         size = _bytes(finished.result)
 
         def pack() -> tuple[list[Buffer], Timing]:
@@ -174,6 +234,7 @@ class Pipeline:
                 compile_ms=compiling * 1e3,
                 device_ms=finished.ran * 1e3,
                 compiled=compiled,
+                together=finished.together,
             )
 
             def last() -> dict[str, Any]:
@@ -230,25 +291,30 @@ async def _within(deadline_ms: float | None, spent: float, work: Awaitable[T]) -
         raise Refusal("deadline", detail) from None
 
 
-def _sections(result: dict[str, Any], executable: Executable) -> dict[str, Any]:
+def _sections(result: dict[str, Any], executable: Executable | InBucket) -> dict[str, Any]:
     # JAX gives a dict's members back sorted; people look for the value first.
     first: dict[str, Any] = {name: result[name] for name in ("value", "terms", "gradients") if name in result}
     return {**first, **result, "plan": executable.document}
 
 
+# What JAX gives back is made of dicts; asking for a Mapping takes several times as long.
+PLAIN = (bool, int, float, str)
+SEQUENCES = (tuple, list)
+
+
 def _encode(section: Any, encoding: Encoding) -> Any:
-    if isinstance(section, Mapping):
+    if isinstance(section, dict):
         return {name: _encode(item, encoding) for name, item in section.items()}
-    if isinstance(section, bool | int | float | str):
+    if isinstance(section, PLAIN):
         return section
-    if isinstance(section, tuple | list):
+    if isinstance(section, SEQUENCES):
         return encode_tree(section, encoding)
     return encode_array(section, encoding)
 
 
 def _bytes(section: Any) -> int:
-    if isinstance(section, Mapping):
-        return sum(_bytes(item) for item in section.values())
-    if isinstance(section, tuple | list):
-        return sum(_bytes(item) for item in section)
+    if isinstance(section, dict):
+        return sum(map(_bytes, section.values()))
+    if isinstance(section, SEQUENCES):
+        return sum(map(_bytes, section))
     return int(getattr(section, "nbytes", 0))

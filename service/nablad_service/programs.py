@@ -15,10 +15,13 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from nablad.problems import Refusal
+from nablad_service.engine.buckets import Bucket, InBucket, bucket_of, resized
 from nablad_service.engine.diagnosis import Diagnosis
 from nablad_service.engine.engine import Engine, Executable, Traced
 from nablad_service.engine.examples import examples_of
+from nablad_service.engine.padding import Unpadded
 from nablad_service.learned_plans import LearnedPlan, LearnedPlans
+from nablad_service.metrics import Metrics
 from nablad_service.planning import Planned
 from nablad_service.query import Query, Signature
 from nablad_service.watched_threads import Overrun, Stuck, WatchedThreads
@@ -44,23 +47,32 @@ class Programs:
     """
 
     def __init__(
-        self, engine: Engine, learned: LearnedPlans, *, limit: int, threads: int, seconds: float = 0.0
+        self,
+        engine: Engine,
+        learned: LearnedPlans,
+        *,
+        limit: int,
+        threads: int,
+        seconds: float = 0.0,
+        metrics: Metrics | None = None,
     ) -> None:
         self._engine = engine
         self.learned = learned
         self._limit = limit
         self._seconds = seconds
+        self._metrics = metrics or Metrics()
         # Checked apart from compiling: a mistake is answered at once, whatever else compiles.
         self._checkers = WatchedThreads("check", CHECKERS, seconds, spare=SPARE)
         self._compilers = WatchedThreads("compile", threads, seconds, spare=SPARE)
-        self._ready: OrderedDict[Signature, Executable] = OrderedDict()
+        self._ready: OrderedDict[Signature, Executable | InBucket] = OrderedDict()
         self._diagnoses: OrderedDict[Signature, Diagnosis] = OrderedDict()
         self._planned: OrderedDict[Signature, Planned] = OrderedDict()
-        self._compiling: dict[Signature, asyncio.Task[Executable]] = {}
+        self._buckets: OrderedDict[Signature, asyncio.Task[Bucket]] = OrderedDict()
+        self._compiling: dict[Signature, asyncio.Task[Executable | InBucket]] = {}
         self._slow: dict[tuple[str, Signature], float] = {}
         """What was given up, and until when it is refused: for ever, while its thread still works on it."""
 
-    async def executable(self, query: Query) -> tuple[Executable, bool]:
+    async def executable(self, query: Query) -> tuple[Executable | InBucket, bool]:
         """The compiled program for `query`, and whether it had to be compiled for this call.
 
         Raises:
@@ -71,7 +83,9 @@ class Programs:
         ready = self._ready.get(signature)
         if ready is not None:
             self._ready.move_to_end(signature)
+            self._metrics.program_hits.inc()
             return ready, False
+        self._metrics.program_misses.inc()
         compiling = self._compiling.get(signature)
         if compiling is None:
             compiling = asyncio.create_task(self._compile(query))
@@ -80,17 +94,56 @@ class Programs:
         # Shielded: a caller that gives up must not take the program from the others.
         return await asyncio.shield(compiling), True
 
-    async def _compile(self, query: Query) -> Executable:
+    async def _compile(self, query: Query) -> Executable | InBucket:
         signature = query.signature
         self._refuse_slow("compiling", signature)
+        if (bucket := bucket_of(query)) is not None:
+            return await self._in_bucket(query, *bucket)
         traced = await self.traced(query, self.learned.get(signature))
+        if signature.buckets:
+            sizes = ", ".join(map(str, signature.buckets))
+            examples = examples_of(query)
+            number = examples.number if examples else 0
+            detail = f"none of {sizes} holds them" if number else "no input is an array of examples"
+            traced = traced.without_bucket(number, detail)
+        return await self._compiled(signature, traced)
+
+    async def _compiled(self, signature: Signature, traced: Traced) -> Executable:
         return await self._on(
             self._compilers,
             "compiling",
             signature,
-            lambda: self._engine.compile(traced),
+            self._metrics.compiling("program", lambda: self._engine.compile(traced)),
             late=lambda executable: self._keep(signature, executable),
         )
+
+    async def _in_bucket(self, query: Query, number: int, size: int) -> Executable | InBucket:
+        """The program of the bucket that holds the examples, or one of their own where that is inexact."""
+        signature = query.signature
+        # Traced as it is, too: what depends on the number of examples is found there, and what is wrong.
+        traced = await self.traced(query, None)
+        try:
+            bucket = await self._bucket(query, number, size)
+            return await self._on(self._checkers, "tracing", signature, lambda: bucket.fit(traced, number))
+        except Unpadded as why:
+            return await self._compiled(signature, traced.without_bucket(number, str(why)))
+
+    async def _bucket(self, query: Query, number: int, size: int) -> Bucket:
+        """A bucket's program, compiled once for all that fit in it."""
+        signature = resized(query, number, size).signature
+        work = self._metrics.compiling("bucket", lambda: self._engine.bucket(query, number, size))
+        making = self._buckets.get(signature)
+        if making is None:
+            making = asyncio.create_task(self._on(self._compilers, "compiling", signature, work))
+            self._buckets[signature] = making
+            while len(self._buckets) > self._limit:
+                self._buckets.popitem(last=False)
+        self._buckets.move_to_end(signature)
+        try:
+            return await asyncio.shield(making)
+        except Refusal:  # too slow, say; the next one may try again
+            self._buckets.pop(signature, None)
+            raise
 
     def replace(self, signature: Signature, executable: Executable) -> None:
         """Let a program that is kept run as `executable` from now on."""
@@ -135,9 +188,8 @@ class Programs:
         """The program of a query compiled so that it reports where it stops being finite."""
         signature = query.signature
         if signature not in self._diagnoses:
-            compiled = await self._on(
-                self._compilers, "diagnosing", signature, lambda: self._engine.diagnose(query)
-            )
+            compiling = self._metrics.compiling("diagnosis", lambda: self._engine.diagnose(query))
+            compiled = await self._on(self._compilers, "diagnosing", signature, compiling)
             self._diagnoses[signature] = compiled
             while len(self._diagnoses) > DIAGNOSES:
                 self._diagnoses.popitem(last=False)
@@ -145,9 +197,8 @@ class Programs:
 
     async def check(self, query: Query) -> Callable[[], dict[str, Any]]:
         """The compiled comparison of a query's gradients with differences; not kept."""
-        return await self._on(
-            self._compilers, "checking", query.signature, lambda: self._engine.compile_check(query)
-        )
+        compiling = self._metrics.compiling("check", lambda: self._engine.compile_check(query))
+        return await self._on(self._compilers, "checking", query.signature, compiling)
 
     async def _on(
         self,
@@ -203,16 +254,20 @@ class Programs:
         )
         return Refusal("too_slow", detail)
 
+    def __len__(self) -> int:
+        """How many are kept."""
+        return len(self._ready)
+
     def stuck_for(self) -> float:
         """Seconds for which no program could be checked or compiled; 0 where all is well."""
         return max(self._checkers.stuck_for(), self._compilers.stuck_for())
 
-    def _settle(self, signature: Signature, future: asyncio.Task[Executable]) -> None:
+    def _settle(self, signature: Signature, future: asyncio.Task[Executable | InBucket]) -> None:
         self._compiling.pop(signature, None)
         if not future.cancelled() and future.exception() is None:
             self._keep(signature, future.result())
 
-    def _keep(self, signature: Signature, executable: Executable) -> None:
+    def _keep(self, signature: Signature, executable: Executable | InBucket) -> None:
         self._ready[signature] = executable
         while len(self._ready) > self._limit:
             self._ready.popitem(last=False)

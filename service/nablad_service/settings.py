@@ -49,8 +49,24 @@ class Settings(BaseSettings):
         description="Estimated peak memory of a program in bytes; larger ones run on fewer examples at once.",
     )
     max_queue: int = Field(256, gt=0, description="Calls that may wait for the device; more are refused.")
+    max_batch: int = Field(
+        64, gt=0, description="Calls of one program that are computed together when they wait; 1 for none."
+    )
+    max_batch_bytes: int = Field(
+        1024 * MEBIBYTE, gt=0, description="Estimated peak memory of calls that are computed together."
+    )
     max_programs: int = Field(512, gt=0, description="Compiled programs kept; the least recently used goes.")
     max_models: int = Field(1024, gt=0, description="Models hosted at once.")
+    max_resident_bytes: int = Field(
+        4096 * MEBIBYTE,
+        ge=0,
+        description="Values and parameter versions kept for callers; the least recently used goes.",
+    )
+    device_memory: int | None = Field(
+        None,
+        gt=0,
+        description="Bytes of resident arrays on the device; the least recently used stay in host memory.",
+    )
     max_artifact_bytes: int = Field(
         64 * MEBIBYTE, gt=0, description="Largest StableHLO artifact that is hosted."
     )

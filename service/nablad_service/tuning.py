@@ -21,6 +21,7 @@ from nablad_service.engine.planner import Variant
 from nablad_service.engine.race import Result, Round, race
 from nablad_service.engine.timing import steady
 from nablad_service.learned_plans import LearnedPlan, LearnedPlans, Timed
+from nablad_service.metrics import Metrics
 from nablad_service.query import Query, Signature
 from nablad_service.scheduler import Scheduler
 from nablad_service.watched_threads import WatchedThreads
@@ -47,7 +48,9 @@ class Tuner:
         *,
         after_calls: int,
         seconds: float = 0.0,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = metrics or Metrics()
         self._engine = engine
         self._scheduler = scheduler
         self._learned = learned
@@ -57,9 +60,8 @@ class Tuner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = WatchedThreads("tune", 1, seconds, spare=SPARE)
 
-    def called(self, query: Query) -> None:
-        """Take note of a call; may begin to tune its program."""
-        signature = query.signature
+    def called(self, query: Query, signature: Signature) -> None:
+        """Take note of a call of the program with this signature; may begin to tune it."""
         if not self._after_calls or not query.tune or signature.nesting != "auto":
             return
         if len(self._calls) >= MOST_COUNTED:
@@ -135,7 +137,8 @@ class Tuner:
         return await asyncio.wrap_future(self._thread.submit(work))
 
     def _compile(self, query: Query, choices: dict[int, str]) -> Executable:
-        return self._engine.compile(self._engine.trace(query, choices))
+        work = partial(self._engine.compile, self._engine.trace(query, choices))
+        return self._metrics.compiling("variant", work)()
 
     def close(self) -> None:
         """Stop tuning; what is being compiled is dropped."""

@@ -114,11 +114,11 @@ def test_a_call_that_forbids_tuning_is_not_counted() -> None:
     nothing: Any = None
     tuner = Tuner(nothing, nothing, Known(), nothing, after_calls=3)  # type: ignore[arg-type]
     for _ in range(10):
-        tuner.called(query(tune=False))
+        tuner.called(query(tune=False), query().signature)
     for _ in range(2):
-        tuner.called(query())
+        tuner.called(query(), query().signature)
     assert looked_up == []
-    tuner.called(query())
+    tuner.called(query(), query().signature)
     assert len(looked_up) == 1
     tuner.close()
 

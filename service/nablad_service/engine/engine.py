@@ -7,18 +7,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nablad.problems import Refusal
 from nablad.quantities import scaled
 from nablad_service.engine import derivatives, differences
+from nablad_service.engine.buckets import Bucket, bucket, resized
 from nablad_service.engine.costs import Cost, cost
 from nablad_service.engine.derivatives import Choice
 from nablad_service.engine.diagnosis import Diagnosis
+from nablad_service.engine.disk_cache import keep_compiled
 from nablad_service.engine.environment import Meaning
 from nablad_service.engine.evaluation import Evaluation
 from nablad_service.engine.examples import examples_of, for_some_at_a_time
@@ -32,9 +34,13 @@ from nablad_service.engine.modes import (
 )
 from nablad_service.engine.objective import loss_value, named_value, objective, result_of
 from nablad_service.engine.operators import SIGNATURES
-from nablad_service.engine.plan import Plan, PlannedExamples, plan_of
+from nablad_service.engine.padding import Unpadded
+from nablad_service.engine.placement import Placement
+from nablad_service.engine.plan import Plan, PlannedBucket, PlannedExamples, plan_of
 from nablad_service.engine.planner import EXAMPLES, Choices, Variant, variants
 from nablad_service.engine.registered import Registered, registered_as
+from nablad_service.engine.together import Together, Unfit, together
+from nablad_service.engine.values import on_host
 from nablad_service.engine.watching import Record
 from nablad_service.language import Limits, Program, graph, parse
 from nablad_service.language.places import nearest
@@ -57,8 +63,12 @@ class Traced:
         """Operations and peak memory, counted without compiling."""
         return cost(self.computation.jaxpr)
 
+    def without_bucket(self, number: int, reason: str) -> Traced:
+        """The same, telling why it is not computed in one of the buckets that were asked for."""
+        return replace(self, plan=replace(self.plan, bucket=PlannedBucket(number, None, reason)))
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Executable:
     """A compiled plan: call it with a query's values."""
 
@@ -66,6 +76,12 @@ class Executable:
     compiled: Any
     answer_bytes: int
     """Size of all arrays of the answer."""
+    computation: Any
+    """What was compiled, as it was traced."""
+    placement: Placement
+    """Where the resident ones among the values are."""
+    companies: dict[Any, Any] = field(default_factory=dict)
+    """Ways to run it together with others, kept as long as it is; by what they share."""
 
     @cached_property
     def document(self) -> dict[str, Any]:
@@ -80,7 +96,7 @@ class Executable:
                 registered function fails with these values.
         """
         try:
-            return _on_host(self.compiled(arguments(query)))
+            return on_host(self.compiled(self.placement.arguments(query)))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error):
                 detail = "the device ran out of memory; send fewer examples at once"
@@ -91,16 +107,6 @@ class Executable:
             raise
 
 
-def _on_host(answer: Any) -> Any:
-    """The answer's arrays as NumPy's; where the host is the device they are views.
-
-    `device_get` begins all transfers before it waits for one, which costs more than a view does.
-    """
-    if jax.default_backend() == "cpu":
-        return jax.tree.map(np.asarray, answer)
-    return jax.device_get(answer)
-
-
 @dataclass(frozen=True)
 class Engine:
     """Parses, plans, compiles and checks. Create it with `start`, which sets JAX up."""
@@ -108,15 +114,23 @@ class Engine:
     limits: Limits
     functions: Mapping[str, Registered] = field(default_factory=dict)
     """What the operator of the server registered, by name."""
+    placement: Placement = field(default_factory=Placement)
+    """Resident arrays on the device."""
 
     @classmethod
     def start(
-        cls, limits: Limits | None = None, *, functions: Mapping[str, Callable[..., Any]] | None = None
+        cls,
+        limits: Limits | None = None,
+        *,
+        functions: Mapping[str, Callable[..., Any]] | None = None,
+        compiled: Path | None = None,
+        device_memory: int | None = None,
     ) -> Engine:
         """Set JAX up for float32 and float64 programs side by side, and give an engine.
 
         The switch is JAX's own and process-wide: it only allows 64-bit types. Programs keep to the float
-        type of their inputs.
+        type of their inputs. `compiled` is a folder that keeps compiled programs, `device_memory` bounds the
+        bytes of resident arrays on the device.
 
         Raises:
             ValueError: where a function cannot be registered under its name.
@@ -125,10 +139,12 @@ class Engine:
         # GPUs multiply float32 matrices with fewer bits unless told otherwise; a derivative of a derivative
         # has none to spare.
         jax.config.update("jax_default_matmul_precision", "highest")
+        if compiled is not None:
+            keep_compiled(compiled)
         registered = {
             name: registered_as(name, function, SIGNATURES) for name, function in (functions or {}).items()
         }
-        return cls(limits or Limits(), registered)
+        return cls(limits or Limits(), registered, Placement(device_memory))
 
     @property
     def signatures(self) -> dict[str, OperatorSignature]:
@@ -295,7 +311,32 @@ class Engine:
 
     def compile(self, traced: Traced) -> Executable:
         """Compile for the device."""
-        return Executable(traced.plan, traced.computation.lower().compile(), traced.answer_bytes)
+        compiled = traced.computation.lower().compile()
+        return Executable(traced.plan, compiled, traced.answer_bytes, traced.computation, self.placement)
+
+    def bucket(self, query: Query, number: int, size: int) -> Bucket:
+        """Compile a query of `number` examples for `size` of them and fewer.
+
+        Raises:
+            Unpadded: where that is not known to be exact; it says why.
+        """
+        if query.signature.examples_at_once is not None:
+            raise Unpadded("its examples are computed in chunks")
+        return bucket(lambda examples: self.trace(resized(query, number, examples)), size)
+
+    def together(self, executable: Executable, query: Query, size: int, limit: int) -> Together:
+        """Compile `size` requests like `query` as one computation of at most `limit` bytes, by estimate.
+
+        Raises:
+            Unfit: where they must be computed one by one; it says why.
+        """
+        own = self.memory_limit(query)
+        if any(isinstance(node, graph.Registered) for node in self.parse(query.signature).nodes):
+            raise Unfit("it calls a function that the server's operator registered")
+        if executable.plan.examples is not None:
+            raise Unfit("its examples are computed in chunks, to save memory")
+        least = limit if own is None else min(limit, own)
+        return together(executable.computation, query, size, least, self.placement)
 
     def diagnose(self, query: Query) -> Diagnosis:
         """Compile the program once more so that it reports where its result stops being finite.
@@ -324,7 +365,7 @@ class Engine:
             return computation
 
         compiled = self._in_some_mode(query, work).lower().compile()
-        return lambda: differences.report(jax.device_get(compiled(arguments(query))))
+        return lambda: differences.report(jax.device_get(compiled(self.placement.arguments(query))))
 
     def _evaluation(
         self, query: Query, choices: Choices, why: str = Meaning.why, *, reverse_only: bool = False

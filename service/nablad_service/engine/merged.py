@@ -105,14 +105,14 @@ def bind(equation: JaxprEqn, operands: Sequence[Any], params: Mapping[str, Any] 
     return list(made) if primitive.multiple_results else [made]
 
 
-def merged(closed: ClosedJaxpr, calls: Collection[str] = frozenset(CALLS)) -> Merged:
+def merged(closed: ClosedJaxpr, calls: Collection[str] = frozenset(CALLS), *, merge: bool = True) -> Merged:
     """The computation of `closed`, without what its results do not need; `calls` are inlined.
 
     Where those with a derivative of their own (relu, softplus) are not, two of one are not known to be equal,
-    and are not merged.
+    and are not merged. Without `merge` equal steps, and equal numbers of the text, stay apart.
     """
     flat = Merged()
-    walk = _Walk(flat, calls, {})
+    walk = _Walk(flat, calls, {}, merge)
     flat.arguments = tuple(walk.value(var.aval) for var in closed.jaxpr.invars)
     flat.results = tuple(walk.through(closed.jaxpr, closed.consts, flat.arguments))
     needed, kept = set(flat.results), []
@@ -149,6 +149,7 @@ class _Walk:
     flat: Merged
     calls: Collection[str]
     known: dict[Hashable, tuple[int, ...]]
+    merge: bool = True
 
     def value(self, aval: Any) -> int:
         self.flat.avals.append(aval)
@@ -181,13 +182,13 @@ class _Walk:
                 return self.through(jaxpr, getattr(inner, "consts", ()), reads)
         settings = tuple((name, self._key(value)) for name, value in sorted(equation.params.items()))
         key = (name, reads, settings)
-        if key not in self.known or equation.effects:
+        if key not in self.known or equation.effects or not self.merge:
             self.known[key] = tuple(self.value(var.aval) for var in equation.outvars)
             self.flat.steps += _apart(Step(equation, reads, self.known[key]))
         return self.known[key]
 
     def _fixed(self, key: Hashable, aval: Any, value: Any) -> int:
-        if key not in self.known:
+        if key not in self.known or not self.merge:
             self.known[key] = (self.value(aval),)
             self.flat.fixed[self.known[key][0]] = value
         return self.known[key][0]

@@ -54,6 +54,17 @@ class PlannedExamples:
 
 
 @dataclass(frozen=True)
+class PlannedBucket:
+    """A program that was asked for in buckets of examples."""
+
+    number: int
+    size: int | None
+    """Of the bucket whose program computes them; None where they are computed by a program of their own."""
+    reason: str = ""
+    """Why they are."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """The strategies chosen for a signature: the key of the compiled program, and its explanation."""
 
@@ -62,6 +73,8 @@ class Plan:
     cautions: tuple[Caution, ...]
     examples: PlannedExamples | None = None
     """None where all go at once."""
+    bucket: PlannedBucket | None = None
+    """None where the caller declares none."""
 
     def alternatives(self) -> dict[int, tuple[str, ...]]:
         """Other strategies by derivative, where the planner is free to choose."""
@@ -83,6 +96,11 @@ class Plan:
         if self.examples is not None:
             few = f"{self.examples.at_once} of {self.examples.number} examples at a time"
             lines.append(f"{few}  [chunks] {self.examples.reason}")
+        if self.bucket is not None:
+            size, reason = self.bucket.size, self.bucket.reason
+            lines.append(
+                f"{self.bucket.number} examples  [bucket of {size}]" if size else f"no bucket: {reason}"
+            )
         if self.signature.kind == "gradient":
             variables = ", ".join(variable.key for variable in self.signature.wrt)
             lines.append(f"outer gradient with respect to {variables}  [reverse] the loss is a scalar")
@@ -112,6 +130,7 @@ class Plan:
                 for one in self.cautions
             ],
             "examples": asdict(self.examples) if self.examples else None,
+            "bucket": asdict(self.bucket) if self.bucket else None,
             "explanation": self.explain(),
         }
 

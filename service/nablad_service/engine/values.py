@@ -153,3 +153,13 @@ def flag(value: Value, name: str) -> bool:
     if not isinstance(value, bool):
         raise Refusal("wrong_kind", f"{name} must be True or False, not {show(value)}")
     return value
+
+
+def on_host(answer: Any) -> Any:
+    """The answer's arrays as NumPy's; where the host is the device they are views.
+
+    `device_get` begins all transfers before it waits for one, which costs more than a view does.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.tree.map(np.asarray, answer)
+    return jax.device_get(answer)

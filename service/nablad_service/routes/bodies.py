@@ -19,6 +19,9 @@ from nablad.problems import Refusal
 from nablad_service.pipeline import Answer, Body, Pipeline
 from nablad_service.receiving import LYING, receiver
 
+TENANT = "Nablad-Tenant"
+LONGEST_TENANT = 200
+
 
 def pipeline(request: Request) -> Pipeline:
     """The application's pipeline."""
@@ -51,7 +54,7 @@ async def read_body(request: Request) -> Body:
         data = await (_received(request, limit) if size is None else _received_in_place(request, size))
     except ClientDisconnect:
         raise Refusal("malformed_body", "the connection ended before the body did") from None
-    return Body(data, media, answer, encoding)
+    return Body(data, media, answer, encoding, tenant_of(request.headers.get(TENANT)))
 
 
 async def _received_in_place(request: Request, size: int) -> Buffer:
@@ -84,6 +87,19 @@ async def _received(request: Request, limit: int) -> Buffer:
         if len(data) > limit:
             raise _too_large(limit)
     return memoryview(data)
+
+
+def tenant_of(header: str | None) -> str:
+    """Whose values a request's handles name, from its header `Nablad-Tenant`; "" is the common tenant.
+
+    Raises:
+        Refusal: `invalid_request` where the name is longer than a name.
+    """
+    tenant = (header or "").strip()
+    if len(tenant) > LONGEST_TENANT:
+        detail = f"the header {TENANT} has {len(tenant)} letters, at most {LONGEST_TENANT} name a tenant"
+        raise Refusal("invalid_request", detail)
+    return tenant
 
 
 def _too_large(limit: int) -> Refusal:

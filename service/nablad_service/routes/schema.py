@@ -15,11 +15,24 @@ from nablad.messages import (
     Message,
     ModelRequest,
     ParamsRequest,
+    PinRequest,
     ShortcutRequest,
+    ValueRequest,
+    WarmRequest,
 )
 from nablad.problems import Problem
 
-MESSAGES = (GradientRequest, EvaluateRequest, CheckRequest, ModelRequest, ParamsRequest, ShortcutRequest)
+MESSAGES = (
+    GradientRequest,
+    EvaluateRequest,
+    CheckRequest,
+    ModelRequest,
+    ParamsRequest,
+    ShortcutRequest,
+    WarmRequest,
+    ValueRequest,
+    PinRequest,
+)
 REF = "#/components/schemas/{model}"
 
 

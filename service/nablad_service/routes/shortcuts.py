@@ -6,8 +6,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from nablad.messages import ShortcutRequest
-from nablad_service.routes.bodies import pipeline, read_body, respond
+from nablad_service.routes.bodies import pipeline, read_body
 from nablad_service.routes.hot import HotRoute
+from nablad_service.routes.leaving import answer
 from nablad_service.routes.schema import takes
 from nablad_service.shortcuts import SHORTCUTS
 
@@ -16,7 +17,7 @@ router = APIRouter(prefix="/v1/models", tags=["shortcuts"], route_class=HotRoute
 
 def _add(operator: str) -> None:
     async def shortcut(request: Request, name: str) -> Response:
-        return respond(await pipeline(request).shortcut(name, operator, await read_body(request)))
+        return await answer(request, pipeline(request).shortcut(name, operator, await read_body(request)))
 
     router.add_api_route(
         f"/{{name}}/{operator}",

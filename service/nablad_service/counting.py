@@ -1,0 +1,72 @@
+"""Counts requests on their way through: by endpoint and status, and the bytes in both directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nablad_service.metrics import Metrics
+
+
+class Counting:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._children: dict[tuple[str, int], Any] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status, sent = 500, 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            else:
+                sent += len(message.get("body", b""))
+            await send(message)
+
+        announced = announced_bytes(scope)
+        try:
+            await self._app(scope, receive if announced is not None else self._received(receive), sending)
+        finally:
+            self._metrics.received.inc(announced or 0)
+            self._metrics.sent.inc(sent)
+            self._count((endpoint(scope), status))
+
+    def _received(self, receive: Receive) -> Receive:
+        """Bodies whose length was not announced are counted as they come."""
+
+        async def receiving() -> Message:
+            message = await receive()
+            self._metrics.received.inc(len(message.get("body", b"")))
+            return message
+
+        return receiving
+
+    def _count(self, key: tuple[str, int]) -> None:
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = self._metrics.requests.labels(*map(str, key))
+        child.inc()
+
+
+def announced_bytes(scope: Scope) -> int | None:
+    """The length of the body as its head says; None where it comes in pieces."""
+    coded = False
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else None
+        coded = coded or name == b"transfer-encoding"
+    return None if coded else 0
+
+
+def endpoint(scope: Scope) -> str:
+    """The path as it was declared, names of models left open; `other` for what is nowhere."""
+    route = scope.get("route")
+    return str(getattr(route, "path", "other"))
