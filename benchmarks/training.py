@@ -139,6 +139,7 @@ def asked(client: nablad.Client, points: Mapping[str, Any]) -> Ask:
 
 def measure(count: int, width: int, depth: int, steps: int, block: int) -> dict[str, Training]:
     """All ways, in turn, at so many points."""
+    Engine.start()  # before anything is compiled: it allows 64-bit types, and JAX compiles anew
     params, points = burgers.drawn(width, depth), burgers.points(count)
     architecture = burgers.architecture(width, depth)
     with ExitStack() as stack:
