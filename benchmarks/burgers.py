@@ -44,8 +44,7 @@ def network(params: dict[str, Any], z: Any) -> Any:
     """The same network in JAX, at one point or several."""
     layers = len(params) // 2
     for number in range(1, layers + 1):
-        weight, bias = params[f"layer_{number}.weight"], params[f"layer_{number}.bias"]
-        z = jnp.einsum("...i,oi->...o", z, weight) + bias
+        z = z @ params[f"layer_{number}.weight"].T + params[f"layer_{number}.bias"]
         z = jnp.tanh(z) if number < layers else z
     return z
 
