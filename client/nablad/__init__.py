@@ -18,6 +18,7 @@ from nablad.errors import (
     ServiceError,
     Unavailable,
 )
+from nablad.handles import Handle
 from nablad.plans import PlanReport
 from nablad.results import CheckResult, EvaluateResult, GradientResult, Params, Plan
 from nablad.tracing import TraceError, trace
@@ -69,6 +70,7 @@ __all__ = [
     "Estimate",
     "EvaluateResult",
     "GradientResult",
+    "Handle",
     "InvalidAnswer",
     "NabladError",
     "NotFound",

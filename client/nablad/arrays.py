@@ -59,8 +59,8 @@ def decode_array(value: Any, name: str) -> Received:
     """
     if isinstance(value, (dict, Mapping)):  # a union would be made anew at every array
         return _from_members(value, name)
-    if isinstance(value, np.ndarray | Undeclared):
-        return value
+    if isinstance(value, np.ndarray | Undeclared) or hasattr(value, "__array__"):
+        return value  # type: ignore[no-any-return] # an array already, or what stands for one
     return Undeclared(_from_lists(value, name))
 
 

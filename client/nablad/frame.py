@@ -82,12 +82,12 @@ class FrameWriter:
         return msgpack.ExtType(BUFFER, PLACE.pack(offset, size))
 
     def pieces(self) -> list[Buffer]:
-        """The frame, in pieces that follow one another; the writer lets go of them."""
+        """The frame, in pieces that follow one another; the writer is empty then."""
         header = self._packer.getbuffer()
         gap = padding(PREFIX.size + len(header)) if self._buffers else 0
         size = PREFIX.size + len(header) + gap + self._end
         first = b"".join((PREFIX.pack(MAGIC, len(header), size, 0), header, ZEROS[:gap]))
-        # The packer and its writer hold each other until the collector comes: not the arrays with them.
+        # Writer and packer refer to each other: large buffers must not wait for the collector of cycles.
         buffers, self._buffers = self._buffers, []
         return [first, *buffers]
 

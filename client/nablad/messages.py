@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
@@ -12,7 +13,7 @@ from nablad.place import Place
 NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 ARRAY_SCHEMA: dict[str, Any] = {
-    "description": "A number, nested lists of numbers, or {dtype, shape, data}.",
+    "description": "A number, nested lists of numbers, {dtype, shape, data}, or {handle}.",
     "anyOf": [
         {"type": "number"},
         {"type": "array", "items": {}},
@@ -24,6 +25,11 @@ ARRAY_SCHEMA: dict[str, Any] = {
                 "shape": {"type": "array", "items": {"type": "integer"}},
                 "data": {"description": "base64 of the little-endian buffer, or nested lists"},
             },
+        },
+        {
+            "type": "object",
+            "required": ["handle"],
+            "properties": {"handle": {"type": "string", "description": "of `PUT /v1/values`"}},
         },
     ],
 }
@@ -61,7 +67,9 @@ class Binding(Message):
     state: dict[str, Array] | None = Field(
         None, description="State for this call; the resident one by default."
     )
-    version: str | None = Field(None, description="Refuse unless the resident parameters have this version.")
+    version: str | None = Field(
+        None, description="Version of the resident parameters to use; by default the current one."
+    )
 
 
 class Question(Message):
@@ -196,6 +204,21 @@ class ParamsRequest(Message):
     state: dict[str, Array] | None = None
 
 
+class ValueRequest(Message):
+    """`PUT /v1/values`: an array or a flat tree of arrays, to be named by its handle."""
+
+    value: Array = Field(description="An array with its dtype, or an object of such arrays.")
+    pinned: bool | None = Field(
+        None, description="Whether it stays whatever else comes; null leaves that as it is, false at first."
+    )
+
+
+class PinRequest(Message):
+    """`PATCH /v1/values/{handle}`."""
+
+    pinned: bool
+
+
 class ParameterInfo(BaseModel):
     """Shape and dtype of one parameter."""
 
@@ -218,6 +241,17 @@ class ModelInfo(BaseModel):
     derivative_order: int | None = Field(description="Most derivatives that can be taken; null for any.")
     version: str
     loaded: bool = Field(description="False after an unload: the repository has it, memory does not.")
+
+
+class ValueInfo(BaseModel):
+    """A value that is resident, described: an `array`, or a `tree` of them."""
+
+    handle: str
+    bytes: int
+    pinned: bool
+    last_used: datetime
+    array: ParameterInfo | None
+    tree: dict[str, ParameterInfo] | None
 
 
 class FailedModel(BaseModel):

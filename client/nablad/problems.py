@@ -62,12 +62,15 @@ CODES: dict[str, Kind] = {
     "invalid_name": Kind(422, "A model's name is not valid", errors.RequestError),
     "unknown_media_type": Kind(415, "The Content-Type is not spoken here", errors.RequestError),
     "not_acceptable": Kind(406, "No acceptable answer format", errors.RequestError),
+    "shared_memory": Kind(400, "The shared memory cannot be used", errors.RequestError),
     "body_too_large": Kind(413, "The body is too large", errors.RequestError),
     "method_not_allowed": Kind(405, "The method is not allowed", errors.RequestError),
     # what is hosted
     "unknown_model": Kind(404, "No model of that name", errors.NotFound),
     "unknown_version": Kind(404, "No parameters of that version", errors.NotFound),
+    "unknown_handle": Kind(404, "No value of that handle", errors.NotFound),
     "unknown_path": Kind(404, "No such path", errors.NotFound),
+    "other_version": Kind(409, "The parameters have another version", errors.RequestError),
     "not_loaded": Kind(409, "The model is not loaded", errors.RequestError),
     "python_model": Kind(409, "The model belongs to the operator", errors.RequestError),
     # the server itself
@@ -78,6 +81,7 @@ CODES: dict[str, Kind] = {
     "memory_limit": Kind(422, "The program does not fit in the memory it may have", errors.ProgramError),
     "out_of_memory": Kind(507, "The device ran out of memory", errors.Unavailable),
     "storage": Kind(507, "The repository could not be written", errors.Unavailable),
+    "resident_limit": Kind(507, "No room for what is to stay", errors.Unavailable),
     "internal": Kind(500, "The server failed", errors.ServerError),
 }
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
 
 from nablad.calls import Call, no_answer
-from nablad.transports import Answer, BlockingTransport, NonblockingTransport, address
+from nablad.sharing import Lent, Sharing, unknown
+from nablad.transports import Address, Answer, BlockingTransport, NonblockingTransport, address
 from nablad.transports.exchange import Timeouts
 from nablad.transports.nonblocking import on_asyncio
+from nablad.transports.translated import Parts
+
+
+def sharing(address: Address | None) -> Sharing:
+    """Shared memory with the server at an address.
+
+    Raises:
+        ValueError: it is no Unix socket, or the system is not Linux.
+    """
+    if address is None or address.path is None:
+        raise ValueError('shared_memory=True needs a Unix socket: Client("unix:/path", shared_memory=True)')
+    return Sharing(address.path)
 
 
 class Sender:
@@ -21,7 +35,12 @@ class Sender:
     """
 
     def __init__(
-        self, url: str, timeout: httpx.Timeout | float | None, transport: httpx.BaseTransport | None
+        self,
+        url: str,
+        timeout: httpx.Timeout | float | None,
+        transport: httpx.BaseTransport | None = None,
+        *,
+        shared_memory: bool = False,
     ) -> None:
         self.url = url
         self._address = None if transport is not None else address(url)
@@ -30,6 +49,7 @@ class Sender:
         else:
             self._own = BlockingTransport(uds=self._address.path)
         self._timeouts = Timeouts.of(httpx.Timeout(timeout))
+        self._sharing = sharing(self._address) if shared_memory else None
 
     def send(self, call: Call[Any]) -> Answer:
         """The answer to a call, whatever its status.
@@ -40,18 +60,34 @@ class Sender:
         try:
             if self._address is None:
                 return Answer.of(self._http.send(call.request(self._http)))
-            return self._own.exchange(
-                self._address.place,
-                call.method,
-                call.parts(self._address),
-                self._timeouts,
-                again=call.repeatable,
-            )
+            if self._sharing is not None and (lent := self._sharing.lend(call)):
+                answer = self._shared(call, self._address, lent)
+                if not unknown(answer):
+                    return answer
+                self._sharing.reset()
+            return self._exchange(call, call.parts(self._address, call.body))
         except httpx.TransportError as error:
             raise no_answer(self.url, error) from error
 
+    def _shared(self, call: Call[Any], address: Address, lent: Lent) -> Answer:
+        body = [] if lent.holds_body else call.body
+        try:
+            answer = self._exchange(call, call.parts(address, body, lent.headers))
+        except BaseException:
+            lent.drop()
+            raise
+        return lent.answer(answer)
+
+    def _exchange(self, call: Call[Any], parts: Parts) -> Answer:
+        assert self._address is not None
+        return self._own.exchange(
+            self._address.place, call.method, parts, self._timeouts, again=call.repeatable
+        )
+
     def close(self) -> None:
         """Close the connections."""
+        if self._sharing is not None:
+            self._sharing.close()
         (self._own if self._address is not None else self._http).close()
 
 
@@ -59,7 +95,12 @@ class AsyncSender:
     """Sends calls and receives answers, awaited. Under other libraries than asyncio, over httpx."""
 
     def __init__(
-        self, url: str, timeout: httpx.Timeout | float | None, transport: httpx.AsyncBaseTransport | None
+        self,
+        url: str,
+        timeout: httpx.Timeout | float | None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        shared_memory: bool = False,
     ) -> None:
         self.url = url
         self._timeout = timeout
@@ -67,6 +108,7 @@ class AsyncSender:
         self._address = None if transport is not None else address(url)
         self._own = NonblockingTransport(uds=self._address.path if self._address else None)
         self._timeouts = Timeouts.of(httpx.Timeout(timeout))
+        self._sharing = sharing(self._address) if shared_memory else None
         self._opened: httpx.AsyncClient | None = None
 
     async def send(self, call: Call[Any]) -> Answer:
@@ -78,15 +120,32 @@ class AsyncSender:
         try:
             if self._address is None or not on_asyncio():
                 return Answer.of(await self._http.send(call.request(self._http)))
-            return await self._own.exchange(
-                self._address.place,
-                call.method,
-                call.parts(self._address),
-                self._timeouts,
-                again=call.repeatable,
-            )
+            if self._sharing is not None:
+                # Copying a large body would hold up the loop.
+                lent = await asyncio.to_thread(self._sharing.lend, call)
+                if lent is not None:
+                    answer = await self._shared(call, self._address, lent)
+                    if not unknown(answer):
+                        return answer
+                    self._sharing.reset()
+            return await self._exchange(call, call.parts(self._address, call.body))
         except httpx.TransportError as error:
             raise no_answer(self.url, error) from error
+
+    async def _shared(self, call: Call[Any], address: Address, lent: Lent) -> Answer:
+        body = [] if lent.holds_body else call.body
+        try:
+            answer = await self._exchange(call, call.parts(address, body, lent.headers))
+        except BaseException:
+            lent.drop()
+            raise
+        return lent.answer(answer)
+
+    async def _exchange(self, call: Call[Any], parts: Parts) -> Answer:
+        assert self._address is not None
+        return await self._own.exchange(
+            self._address.place, call.method, parts, self._timeouts, again=call.repeatable
+        )
 
     @property
     def _http(self) -> httpx.AsyncClient:
@@ -99,6 +158,8 @@ class AsyncSender:
 
     async def aclose(self) -> None:
         """Close the connections."""
+        if self._sharing is not None:
+            self._sharing.close()
         await self._own.aclose()
         if self._opened is not None:
             await self._opened.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,26 +13,30 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nablad import __version__, wire
-from nablad.problems import Problem, Refusal
+from nablad import __version__
+from nablad.blocks import Blocks
+from nablad.problems import Refusal
 from nablad_service.batches import Batches, BatchLimits
 from nablad_service.counting import Counting
-from nablad_service.engine.disk_cache import disk_counts
+from nablad_service.engine.disk_cache import tell_of_disk
 from nablad_service.engine.engine import Engine
 from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.registered import registered_as
-from nablad_service.hosting import ModelStore
+from nablad_service.hosting import ModelStore, Shelf, Values, Versions
 from nablad_service.hosting.python_models import python_models
 from nablad_service.hosting.repository import Repository
 from nablad_service.learned_plans import LearnedPlans
 from nablad_service.metrics import Metrics
 from nablad_service.pipeline import Pipeline
 from nablad_service.programs import Programs
-from nablad_service.routes import health, models, operators, programs, shortcuts
+from nablad_service.routes import health, models, operators, programs, shortcuts, values
 from nablad_service.routes import metrics as counters
+from nablad_service.routes.problems import problem
 from nablad_service.routes.schema import openapi
+from nablad_service.routes.shared_memory import SharedBodies
 from nablad_service.scheduler import Scheduler
 from nablad_service.settings import Settings
+from nablad_service.shared_memory import SharedMemory
 from nablad_service.tuning import Tuner
 
 log = logging.getLogger("nablad")
@@ -43,10 +48,16 @@ documents with a stable `code`, and `where` for places in a program's text.
 """
 
 
-def create_app(settings: Settings | None = None, *, repository: Repository | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None,
+    *,
+    repository: Repository | None = None,
+    memory: socket.socket | None = None,
+) -> FastAPI:
     """The service as an ASGI application; nothing starts before its lifespan does.
 
     A `repository` that is open already is taken over; else the lifespan opens the one of the settings.
+    `memory` is a listening socket where callers on this host may hand over shared memory.
     """
     settings = settings or Settings()
     metrics = Metrics()
@@ -60,13 +71,19 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
         own = python_models(settings.models, lambda name, given: registered_as(name, given, SIGNATURES))
         cache = Path(settings.cache) if settings.cache else None
         engine = Engine.start(
-            settings.limits, functions=own.functions, compiled=cache / "compiled" if cache else None
+            settings.limits,
+            functions=own.functions,
+            compiled=cache / "compiled" if cache else None,
+            device_memory=settings.device_memory,
         )
+        tell_of_disk(metrics.disk)
+        shelf = Shelf(settings.max_resident_bytes)
         store = ModelStore(
             settings.max_models,
             repository=kept,
             python=own,
             max_artifact_bytes=settings.max_artifact_bytes,
+            versions=Versions(shelf),
         )
         scheduler = Scheduler(settings.max_queue, seconds=settings.run_seconds, ran=metrics.ran)
         learned = LearnedPlans(
@@ -102,20 +119,20 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
             "Calls that wait for the device or run on it.",
             lambda: scheduler.statistics().waiting_or_running,
         )
-        metrics.ask_counts(
-            "nablad_disk_cache",
-            "Compilations read from the compile cache (hit), and written to it (miss).",
-            "outcome",
-            disk_counts,
-        )
         app.state.settings = settings
-        app.state.pipeline = Pipeline(store, compiled, scheduler, tuner, batches, metrics)
+        app.state.pipeline = Pipeline(store, Values(shelf), compiled, scheduler, tuner, batches, metrics)
         app.state.learned = learned
         app.state.engine = engine
+        app.state.shelf = shelf
         app.state.device = engine.device()
+        if memory is not None:
+            app.state.memory = SharedMemory(memory, settings.max_body_bytes)
+            app.state.memory.start()
         app.state.ready = True
         yield
         app.state.ready = False
+        if memory is not None:
+            app.state.memory.close()
         tuner.close()
         batches.close()
         compiled.close()
@@ -127,36 +144,17 @@ def create_app(settings: Settings | None = None, *, repository: Repository | Non
         title="nablad", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None
     )
     app.state.metrics = metrics
-    for group in (programs, models, shortcuts, operators, health, counters):
+    for group in (programs, models, values, shortcuts, operators, health, counters):
         app.include_router(group.router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
+    app.state.memory = None
+    app.state.blocks = Blocks()
+    app.add_middleware(SharedBodies)
     app.add_middleware(Failures)
     app.add_middleware(Counting, metrics=metrics)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign] # FastAPI's own way to extend it
     return app
-
-
-class ProblemResponse(Response):
-    """A problem document on its way, counted as it leaves."""
-
-    def __init__(self, document: Problem, headers: dict[str, str]) -> None:
-        super().__init__(document.json_bytes(), document.status, headers, media_type=wire.PROBLEM)
-        self._code = document.code
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["app"].state.metrics.refusals.labels(self._code).inc()
-        await super().__call__(scope, receive, send)
-
-
-def problem(refusal: Refusal) -> Response:
-    """A refusal as its problem document."""
-    document = Problem.of(refusal)
-    headers = {}
-    retry_after = (refusal.extra or {}).get("retry_after")
-    if document.status == 503:
-        headers["Retry-After"] = str(retry_after or 1)
-    return ProblemResponse(document, headers)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from nablad.problems import Refusal
 from nablad_service.engine.engine import Engine, Executable
 from nablad_service.engine.together import Together, Unfit
@@ -71,13 +69,12 @@ class Batches:
         """What calls that may be computed together have in common; None where this one goes alone."""
         if self._limits.calls < 2 or not query.batch:
             return None
-        own, shared = 0, []
-        for section, trees in (("inputs", query.inputs), ("params", query.params), ("state", query.state)):
-            for name, value in trees.items():
-                if (section, name) in query.resident:
-                    shared.append(id(value))
-                else:
-                    own += _bytes(value)
+        own, shared = 0, list[int]()
+        for section, name, leaves in query.values():
+            if (section, name) in query.resident:
+                shared += map(id, leaves)
+            else:
+                own += sum(leaf.nbytes for leaf in leaves)
         return None if own > LARGEST_OWN else (executable, query.resident, *shared)
 
     def company(self, query: Query, executable: Executable) -> Batched:
@@ -209,9 +206,3 @@ class Batched:
 def power_of_two(number: int) -> int:
     """The least power of two that is not less than `number`."""
     return 1 << (number - 1).bit_length()
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, np.ndarray):
-        return value.nbytes
-    return sum(leaf.nbytes for leaf in value.values())

@@ -6,13 +6,11 @@ them all. What can be asked for at any time (what is hosted, what waits) is aske
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
 
 T = TypeVar("T")
 
@@ -60,6 +58,14 @@ class Metrics:
             ["cache"],
             registry=registry,
         )
+        self._disk = Counter(
+            "nablad_disk_cache",
+            "Compilations read from the compile cache (hit), and written to it (miss).",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("hit", "miss"):
+            self._disk.labels(outcome)
         self.program_hits, self.program_misses = programs.labels("hit"), programs.labels("miss")
 
     def compiling(self, kind: str, work: Callable[[], T]) -> Callable[[], T]:
@@ -71,6 +77,10 @@ class Metrics:
 
         return timed
 
+    def disk(self, outcome: str) -> None:
+        """Note a compilation that was read from disk, or written there."""
+        self._disk.labels(outcome).inc()
+
     def ran(self, seconds: float, together: int) -> None:
         """Note one run on the device."""
         self.device.observe(seconds)
@@ -80,26 +90,8 @@ class Metrics:
         """A figure that `value` gives whenever it is read."""
         Gauge(name, sentence, registry=self.registry).set_function(value)
 
-    def ask_counts(self, name: str, sentence: str, label: str, counts: Callable[[], dict[str, int]]) -> None:
-        """Counts by the values of `label` that somebody else keeps."""
-        self.registry.register(_Counts(name, sentence, label, counts))
-
     def text(self, accept: str) -> tuple[bytes, str]:
         """Everything, in the form that `accept` asks for, and its content type."""
         encode, media = choose_encoder(accept)
         written: bytes = encode(self.registry)
         return written, media
-
-
-class _Counts:
-    def __init__(self, name: str, sentence: str, label: str, counts: Callable[[], dict[str, int]]) -> None:
-        self._name, self._sentence, self._label, self._counts = name, sentence, label, counts
-
-    def describe(self) -> Iterable[Metric]:
-        return [CounterMetricFamily(self._name, self._sentence, labels=[self._label])]
-
-    def collect(self) -> Iterator[Metric]:
-        family: Any = CounterMetricFamily(self._name, self._sentence, labels=[self._label])
-        for value, count in self._counts().items():
-            family.add_metric([value], count)
-        yield family

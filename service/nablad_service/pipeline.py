@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -33,7 +34,8 @@ from nablad_service.batches import Batches
 from nablad_service.engine.buckets import InBucket
 from nablad_service.engine.engine import Executable
 from nablad_service.faults import first_fault
-from nablad_service.hosting import ModelStore
+from nablad_service.handles import QuestionT, with_values
+from nablad_service.hosting import ModelStore, Values
 from nablad_service.metrics import Metrics
 from nablad_service.planning import plan_document
 from nablad_service.programs import Programs
@@ -63,6 +65,8 @@ class Body:
     media: str
     answer: str
     encoding: Encoding
+    tenant: str = ""
+    """Whose values its handles name; the common tenant where no header says."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Pipeline:
     def __init__(
         self,
         models: ModelStore,
+        values: Values,
         programs: Programs,
         scheduler: Scheduler,
         tuner: Tuner,
@@ -90,6 +95,7 @@ class Pipeline:
         metrics: Metrics,
     ) -> None:
         self.models = models
+        self.values = values
         self.programs = programs
         self.scheduler = scheduler
         self.tuner = tuner
@@ -98,29 +104,23 @@ class Pipeline:
 
     async def gradient(self, body: Body) -> Answer:
         """`POST /v1/gradient`."""
-        return await self._answer(
-            body, lambda: gradient_query(decode(body, GradientRequest), self.models.get)
-        )
+        return await self._answer(body, lambda: self._gradient(body, decode(body, GradientRequest)))
 
     async def evaluate(self, body: Body) -> Answer:
         """`POST /v1/evaluate`."""
-        return await self._answer(
-            body, lambda: evaluate_query(decode(body, EvaluateRequest), self.models.get)
-        )
+        return await self._answer(body, lambda: self._evaluation(body, decode(body, EvaluateRequest)))
 
     async def shortcut(self, name: str, operator: str, body: Body) -> Answer:
         """`POST /v1/models/{name}/{operator}`: an `evaluate` with a ready-made program."""
         return await self._answer(
             body,
-            lambda: evaluate_query(
-                evaluation(name, operator, decode(body, ShortcutRequest)), self.models.get
-            ),
+            lambda: self._evaluation(body, evaluation(name, operator, decode(body, ShortcutRequest))),
         )
 
     async def check(self, body: Body) -> Answer:
         """`POST /v1/check`: everything in float64."""
         query, decoded = await _timed(
-            body, lambda: gradient_query(decode(body, CheckRequest), self.models.get, dtype="float64")
+            body, lambda: self._gradient(body, decode(body, CheckRequest), dtype="float64")
         )
 
         async def work() -> tuple[dict[str, Any], Finished[dict[str, Any]], bool, float]:
@@ -135,7 +135,7 @@ class Pipeline:
     async def plan(self, body: Body) -> dict[str, Any]:
         """`POST /v1/plan`: the body of a gradient, or of an evaluation; compiles and runs nothing."""
 
-        query, _ = await _timed(body, lambda: self._question(wire.decode_body(body.data, body.media)))
+        query, _ = await _timed(body, lambda: self._question(body, wire.decode_body(body.data, body.media)))
         return plan_document(await self.programs.planned(query))
 
     async def warm(self, body: Body) -> dict[str, Any]:
@@ -144,17 +144,26 @@ class Pipeline:
         def read() -> tuple[Query, list[int]]:
             structure = with_stand_ins(wire.decode_body(body.data, body.media))
             asked = validated({"batch_sizes": structure.pop("batch_sizes", [])}, Warming)
-            return self._question(structure), asked.batch_sizes
+            return self._question(body, structure), asked.batch_sizes
 
         query, sizes = await off_loop(len(body.data), read)
         programs = await warmed(query, sizes, self.programs, self.batches)
         return {"programs": [one.model_dump() for one in programs]}
 
-    def _question(self, structure: Mapping[str, Any]) -> Query:
+    def _question(self, body: Body, structure: Mapping[str, Any]) -> Query:
         """The query of a gradient, or of an evaluation where there is a `program`."""
         if "program" in structure:
-            return evaluate_query(validated(structure, EvaluateRequest), self.models.get)
-        return gradient_query(validated(structure, GradientRequest), self.models.get)
+            return self._evaluation(body, validated(structure, EvaluateRequest))
+        return self._gradient(body, validated(structure, GradientRequest))
+
+    def _gradient(self, body: Body, request: GradientRequest, dtype: str | None = None) -> Query:
+        return gradient_query(self._with_values(body, request), self.models.get, dtype=dtype)
+
+    def _evaluation(self, body: Body, request: EvaluateRequest) -> Query:
+        return evaluate_query(self._with_values(body, request), self.models.get)
+
+    def _with_values(self, body: Body, request: QuestionT) -> QuestionT:
+        return with_values(request, partial(self.values.take, body.tenant))
 
     async def _answer(self, body: Body, read: Callable[[], Query]) -> Answer:
         query, decoded = await _timed(body, read)

@@ -7,38 +7,17 @@ compiled program. A `Query` adds the values.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nablad.arrays import NAMES
 from nablad_models import Model
-
-Arrays = Mapping[str, NDArray[Any]]
-
-
-# Tuples where nothing more is needed: signatures are hashed and compared at every call.
-class ArraySpec(NamedTuple):
-    """Shape and dtype of an array."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    @classmethod
-    def of(cls, array: NDArray[Any]) -> ArraySpec:
-        """The spec of `array`."""
-        return cls(array.shape, NAMES.get(array.dtype) or array.dtype.name)
-
-
-TreeSpec = tuple[tuple[str, ArraySpec], ...]
-
-
-def tree_spec(tree: Arrays) -> TreeSpec:
-    """Specs of the leaves, in order."""
-    return tuple((name, ArraySpec.of(leaf)) for name, leaf in tree.items())
+from nablad_service.resident import Leaf, Leaves, Resident
+from nablad_service.specs import ArraySpec, TreeSpec
 
 
 class Variable(NamedTuple):
@@ -103,9 +82,10 @@ class Query:
 
     signature: Signature
     models: Mapping[str, Model]
-    inputs: Mapping[str, NDArray[Any] | Arrays]
-    params: Mapping[str, Arrays]
-    state: Mapping[str, Arrays]
+    inputs: Mapping[str, Leaf | Leaves]
+    """Arrays and trees; what stays on the server between calls is `Resident`, here and below."""
+    params: Mapping[str, Leaves]
+    state: Mapping[str, Leaves]
     weights: Mapping[str, float]
     seed: int = 0
     deadline_ms: float | None = None
@@ -113,20 +93,42 @@ class Query:
     """Whether the call counts as one of many that make its program worth tuning."""
     batch: bool = True
     """Whether the call may be computed together with others."""
-    resident: tuple[tuple[str, str], ...] = ()
-    """What is not the call's own: (section of the arguments, name). Others that bring the very same objects
-    there share them."""
+
+    def values(self) -> Iterator[tuple[str, str, tuple[Leaf, ...]]]:
+        """Each value that the program takes: its section of the arguments, its name, its leaves."""
+        for section, given in (("inputs", self.inputs), ("params", self.params), ("state", self.state)):
+            for name, value in given.items():
+                yield section, name, tuple(value.values()) if isinstance(value, Mapping) else (value,)
+
+    @cached_property
+    def resident(self) -> tuple[tuple[str, str], ...]:
+        """What is not the call's own, by section and name: calls with the same leaves there share them."""
+        return tuple(
+            (section, name)
+            for section, name, leaves in self.values()
+            if all(isinstance(leaf, Resident) for leaf in leaves)
+        )
 
 
-def arguments(query: Query) -> dict[str, Any]:
-    """The values of a query as the compiled program takes them.
+def on_host(resident: Resident) -> Any:
+    """A resident array's own memory: enough for shapes and dtypes."""
+    return resident.array
+
+
+def arguments(query: Query, place: Callable[[Resident], Any] = on_host) -> dict[str, Any]:
+    """The values of a query as the compiled program takes them; `place` says where resident ones lie.
 
     Values enter as arguments, never as constants captured by the function: an ahead-of-time compiled
     program would be called with fewer inputs than it was compiled for.
     """
 
-    def tree(value: Any) -> Any:
-        return value if isinstance(value, np.ndarray) else OrderedDict(value)
+    def leaf(value: Leaf) -> Any:
+        return place(value) if isinstance(value, Resident) else value
+
+    def tree(value: Leaf | Leaves) -> Any:
+        if isinstance(value, Mapping):
+            return OrderedDict((name, leaf(one)) for name, one in value.items())
+        return leaf(value)
 
     return {
         "inputs": {name: tree(value) for name, value in query.inputs.items()},
@@ -139,7 +141,13 @@ def arguments(query: Query) -> dict[str, Any]:
     }
 
 
-def float_type(arrays: list[NDArray[Any]]) -> str:
+def residents_of(query: Query) -> Iterator[Resident]:
+    """What a query names of the arrays that stay; one may come several times."""
+    for _, _, leaves in query.values():
+        yield from (leaf for leaf in leaves if isinstance(leaf, Resident))
+
+
+def float_type(arrays: Iterable[Leaf]) -> str:
     """The widest float dtype among `arrays`; float32 where there is none."""
-    floats = [array.dtype for array in arrays if array.dtype.kind == "f"]
+    floats = {array.dtype for array in arrays if array.dtype.kind == "f"}
     return "float32" if not floats else NAMES.get(widest := np.result_type(*floats)) or widest.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -20,6 +20,19 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; loopback unless told otherwise.")
     port: int = Field(8421, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    uds: str | None = Field(
+        None,
+        description="Unix socket to listen on in place of a port; beside it where host or port is named too.",
+    )
+    uds_permissions: str = Field(
+        "600", pattern="^[0-7]{3}$", description="Who may connect to the Unix socket, as chmod has it."
+    )
+    shared_memory: bool = Field(
+        True, description="Whether callers on the Unix socket may share memory with the server (Linux)."
+    )
+    protocol: Literal["own", "stock"] = Field(
+        "own", description="How bodies are received: own, straight into place, or stock, as uvicorn does."
+    )
     repository: str | None = Field(
         None, description="Folder that keeps hosted models and their parameters; without it, memory does."
     )
@@ -44,6 +57,16 @@ class Settings(BaseSettings):
     )
     max_programs: int = Field(512, gt=0, description="Compiled programs kept; the least recently used goes.")
     max_models: int = Field(1024, gt=0, description="Models hosted at once.")
+    max_resident_bytes: int = Field(
+        4096 * MEBIBYTE,
+        ge=0,
+        description="Values and parameter versions kept for callers; the least recently used goes.",
+    )
+    device_memory: int | None = Field(
+        None,
+        gt=0,
+        description="Bytes of resident arrays on the device; the least recently used stay in host memory.",
+    )
     max_artifact_bytes: int = Field(
         64 * MEBIBYTE, gt=0, description="Largest StableHLO artifact that is hosted."
     )
@@ -83,11 +106,16 @@ class Settings(BaseSettings):
         """A variable holds several files as PATH does, with ':' between them (';' on Windows)."""
         return tuple(filter(None, given.split(os.pathsep))) if isinstance(given, str) else given
 
-    @field_validator("repository")
+    @field_validator("repository", "uds")
     @classmethod
     def _named(cls, given: str | None) -> str | None:
         # An empty variable is how a container image's default is taken back.
         return given or None
+
+    @property
+    def listens_on_port(self) -> bool:
+        """Whether there is a port to listen on: always, but where only a Unix socket is asked for."""
+        return self.uds is None or bool(self.model_fields_set & {"host", "port"})
 
     @property
     def limits(self) -> Limits:

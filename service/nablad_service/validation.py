@@ -6,29 +6,21 @@ import keyword
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, TypeAlias
 
 from nablad.arrays import Received, Undeclared
 from nablad.messages import Binding, EvaluateRequest, GradientRequest, Question, decode_arrays, decode_inputs
 from nablad.problems import Refusal
 from nablad_service.hosting import HostedModel, own_tensors
 from nablad_service.language.places import nearest
-from nablad_service.query import (
-    Arrays,
-    ArraySpec,
-    ModelSignature,
-    Query,
-    Signature,
-    Variable,
-    float_type,
-    tree_spec,
-)
+from nablad_service.query import ModelSignature, Query, Signature, Variable, float_type
+from nablad_service.resident import Leaf, Leaves, Resident
+from nablad_service.specs import ArraySpec, tree_spec
 
 LEAF = re.compile(r"(?P<model>[^\W\d]\w*)\.params(?:\[(?P<leaf>[^\]]+)\])?")
-Lookup = Callable[[str], HostedModel]
+Lookup = Callable[[str, str | None], HostedModel]
+"""A hosted model by its name, with the resident parameters of a version, or the current ones."""
+Given: TypeAlias = "Received | Resident"
 
 
 def gradient_query(request: GradientRequest, lookup: Lookup, *, dtype: str | None = None) -> Query:
@@ -84,12 +76,12 @@ def _query(
         if not _usable(name):
             raise Refusal("invalid_request", f"'{name}' is not a name that a program can use")
     bindings = {name: _binding(bound) for name, bound in request.models.items()}
-    hosted = {name: _hosted(binding, lookup) for name, binding in bindings.items()}
+    hosted = {name: lookup(binding.name, binding.version) for name, binding in bindings.items()}
     tensors = {name: _tensors(hosted[name], binding) for name, binding in bindings.items()}
     params = {name: own for name, (own, _) in tensors.items()}
     state = {name: own for name, (_, own) in tensors.items()}
-    given = [leaf for tree in params.values() for leaf in tree.values()]
-    given += [leaf for leaf in _leaves(received) if isinstance(leaf, np.ndarray)]
+    given: list[Leaf] = [leaf for tree in params.values() for leaf in tree.values()]
+    given += [leaf for leaf in _leaves(received) if not isinstance(leaf, Undeclared)]
     dtype = dtype or float_type(given)
     variables = tuple(_variable(key, request, hosted) for key in wrt)
     if kind == "gradient" and not variables:
@@ -122,8 +114,6 @@ def _query(
         buckets=tuple(sorted(set(request.buckets))),
     )
     models = {name: one.model for name, one in hosted.items()}
-    resident = [("params", name) for name, one in hosted.items() if params[name] is one.params]
-    resident += [("state", name) for name, one in hosted.items() if state[name] is one.state]
     return Query(
         signature,
         models,
@@ -135,7 +125,6 @@ def _query(
         deadline_ms=request.deadline_ms,
         tune=request.tune,
         batch=request.batch,
-        resident=tuple(resident),
     )
 
 
@@ -148,18 +137,7 @@ def _binding(bound: Binding | str) -> Binding:
     return Binding(name=bound) if isinstance(bound, str) else bound
 
 
-def _hosted(binding: Binding, lookup: Lookup) -> HostedModel:
-    hosted = lookup(binding.name)
-    if binding.version is not None and binding.version != hosted.version:
-        detail = (
-            f"the resident parameters of '{binding.name}' have version {hosted.version}, "
-            f"not {binding.version}; read them anew or send params"
-        )
-        raise Refusal("unknown_version", detail, extra={"version": hosted.version})
-    return hosted
-
-
-def _tensors(hosted: HostedModel, binding: Binding) -> tuple[Arrays, Arrays]:
+def _tensors(hosted: HostedModel, binding: Binding) -> tuple[Leaves, Leaves]:
     """Parameters and state of a binding: the ones sent, else the resident ones."""
     params, state = (
         None if given is None else decode_arrays(given, f"{binding.name}.{what}.")
@@ -167,28 +145,28 @@ def _tensors(hosted: HostedModel, binding: Binding) -> tuple[Arrays, Arrays]:
     )
     own, own_state = own_tensors(hosted.model, params, state)
     return (
-        own if own is not None else hosted.params,
-        own_state if own_state is not None else hosted.state,
+        own if own is not None else hosted.resident_params,
+        own_state if own_state is not None else hosted.resident_state,
     )
 
 
-def _leaves(received: Mapping[str, Received | dict[str, Received]]) -> list[Received]:
-    found: list[Received] = []
+def _leaves(received: Mapping[str, Given | Mapping[str, Given]]) -> list[Given]:
+    found: list[Given] = []
     for value in received.values():
-        found.extend(value.values() if isinstance(value, dict) else [value])
+        found.extend(value.values() if isinstance(value, Mapping) else [value])
     return found
 
 
 def _settle(
-    value: Received | dict[str, Received],
+    value: Given | Mapping[str, Given],
     name: str,
     dtype: str,
     *,
     differentiated: bool,
     models: Mapping[str, HostedModel],
-) -> NDArray[Any] | dict[str, NDArray[Any]]:
+) -> Leaf | dict[str, Leaf]:
     """Numbers without a dtype take the program's float type; whole ones stay whole unless differentiated."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         tree = {
             leaf: _settle(one, f"{name}.{leaf}", dtype, differentiated=differentiated, models={})
             for leaf, one in value.items()
@@ -208,8 +186,10 @@ def _settle(
     return value
 
 
-def _spec(value: NDArray[Any] | Mapping[str, NDArray[Any]]) -> Any:
-    return ArraySpec.of(value) if isinstance(value, np.ndarray) else tree_spec(value)
+def _spec(value: Leaf | Leaves) -> Any:
+    if isinstance(value, Mapping):
+        return tree_spec(value)
+    return value.spec if isinstance(value, Resident) else ArraySpec.of(value)
 
 
 def _variable(key: str, request: Question, hosted: Mapping[str, HostedModel]) -> Variable:

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 import nablad
+from nablad.content import version_of
 from nablad_service import serve
-from nablad_service.hosting.hosted import version_of
 from nablad_service.settings import Settings
 
 ARCHITECTURE = {

@@ -693,6 +693,25 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
     # -- names
     "unknown model": (gradient(models={"model": "nett"}), "unknown_model", "'nett'", "did you mean 'net'"),
     "unknown version": (bound(version="0" * 32), "unknown_version", "'net'", "send params"),
+    "unknown handle": (
+        gradient(inputs={"x": {"handle": "0" * 32}}),
+        "unknown_handle",
+        "'00000000000000000000000000000000'",
+        "PUT /v1/values",
+    ),
+    "handle that can be none": (gradient(inputs={"x": {"handle": "x" * 3000}}), "unknown_handle", "'xxxx"),
+    "handle of the wrong type": (gradient(inputs={"x": {"handle": 3}}), "wrong_kind", "not a tree"),
+    "handle with more beside it": (
+        gradient(inputs={"x": {"handle": "0" * 32, "dtype": "float32"}}),
+        "invalid_array",
+        "x.handle",
+    ),
+    "unknown handles of parameters": (
+        bound(params={"handle": "1" * 32}, state={"layer_1.bias": {"handle": "2" * 32}}),
+        "unknown_handle",
+        "1" * 32,
+        "2" * 32,
+    ),
     "one name for an input and a model": (gradient(models={"x": "net"}), "invalid_request", "'x'", "both"),
     "input with a space": (gradient(inputs={"x": X, "a b": 1}), "invalid_request", "'a b'", "name"),
     "input without a name": (gradient(inputs={"x": X, "": 1}), "invalid_request", "name"),
@@ -1064,6 +1083,65 @@ def test_a_bad_name_of_a_model_is_refused(refused: Any, name: str) -> None:
     )
 
 
+VALUES: dict[str, tuple[Any, ...]] = {
+    # name: (value or body, code, what the sentence must hold...)
+    "no value": ({}, "invalid_request", "'value'"),
+    "a misspelt member": ({"valeu": 1}, "invalid_request", "'value'"),
+    "null": ({"value": None}, "invalid_array", "null"),
+    "a word": ({"value": "one"}, "invalid_array", "value"),
+    "numbers without a dtype": ({"value": [1.0, 2.0]}, "invalid_array", "dtype"),
+    "a leaf without a dtype": ({"value": {"w": [1.0]}}, "invalid_array", "'w'", "dtype"),
+    "a tree in a tree": ({"value": {"w": {"v": {"dtype": "int8", "data": 1}}}}, "invalid_array", "w"),
+    "an empty tree": ({"value": {}}, "invalid_request", "empty"),
+    "an unknown dtype": (
+        {"value": {"dtype": "float128", "data": [1]}},
+        "invalid_array",
+        "float128",
+        "float64",
+    ),
+    "too few entries": ({"value": {"dtype": "int8", "shape": [3], "data": [1]}}, "invalid_array", "entries"),
+    "a handle of its own making": ({"value": {"handle": "0" * 32}}, "invalid_array", "handle"),
+    "a pin of the wrong type": (
+        {"value": {"dtype": "int8", "data": 1}, "pinned": 3},
+        "invalid_request",
+        "pinned",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_faulty_value_is_refused_and_not_kept(refused: Any, http: httpx.Client, name: str) -> None:
+    body, code, *says = VALUES[name]
+    before = http.get("/v1/values").json()
+    refused(code, body, path="/v1/values", method="PUT", says=tuple(says))
+    assert http.get("/v1/values").json() == before
+
+
+def test_a_value_of_the_wrong_kind_is_refused_by_its_place(refused: Any, http: httpx.Client) -> None:
+    def put(value: Any) -> dict[str, str]:
+        return {"handle": http.put("/v1/values", json={"value": value}).json()["handle"]}
+
+    array = put({"dtype": "float32", "data": [1.0, 2.0]})
+    tree = put({"a": {"dtype": "float32", "data": [1.0]}, "b": {"dtype": "float32", "data": [1.0]}})
+    refused("invalid_array", bound(params=array), says=("net.params", "must be a tree"))
+    refused("invalid_params", bound(params=tree), says=("do not fit",))
+    leaf = bound(params={**LEAVES, "layer_2.bias": tree})
+    refused("invalid_array", leaf, says=("net.params.layer_2.bias", "tree of 2 arrays"))
+    whole = put({"dtype": "int32", "data": [1, 2]})
+    refused("wrong_dtype", gradient(inputs={"x": whole}), says=("'x'", "int32"))
+    params = {"params": array}
+    refused("invalid_array", params, path="/v1/models/net/params", method="PUT", says=("must be a tree",))
+    params = {"params": {"handle": "0" * 32}}
+    refused("unknown_handle", params, path="/v1/models/net/params", method="PUT")
+
+
+def test_parameters_under_a_version_that_is_not_theirs_are_refused(refused: Any) -> None:
+    path = f"/v1/models/net/params/{'0' * 32}"
+    refused("other_version", {"params": LEAVES}, path=path, method="PUT", says=("0" * 32, "have the version"))
+    refused("invalid_params", {"params": {}}, path=path, method="PUT", says=("missing",))
+    refused("unknown_version", b"", path=path, method="GET", says=("0" * 32,))
+
+
 EXCHANGES: dict[str, tuple[Any, ...]] = {
     # name: (method, path, headers, code, what the sentence must hold...)
     "unknown path": ("GET", "/v1/gradeint", {}, "unknown_path", "/v1/gradeint", "/docs"),
@@ -1102,6 +1180,16 @@ EXCHANGES: dict[str, tuple[Any, ...]] = {
         "not_acceptable",
         "text/html",
         "application/json",
+    ),
+    "a value of an unknown handle": ("GET", "/v1/values/abc", {}, "unknown_handle", "'abc'"),
+    "deletion of an unknown value": ("DELETE", "/v1/values/abc", {}, "unknown_handle", "'abc'"),
+    "a tenant of three hundred letters": (
+        "POST",
+        "/v1/gradient",
+        {**JSON, "Nablad-Tenant": "t" * 300},
+        "invalid_request",
+        "Nablad-Tenant",
+        "300",
     ),
     "Accept nothing": ("GET", "/v1/models", {"Accept": "*/*;q=0"}, "not_acceptable", "application/msgpack"),
     "Accept an image": ("GET", "/v1/models/net/params", {"Accept": "image/*"}, "not_acceptable", "image/*"),

@@ -20,9 +20,9 @@ from local_server import local_server
 from safetensors.numpy import load_file, save_file
 
 import nablad
+from nablad.content import version_of
 from nablad.problems import Refusal
 from nablad_service.hosting import ModelStore, durable
-from nablad_service.hosting.hosted import version_of
 from nablad_service.hosting.repository import Repository
 
 NET = {"layers": [{"dense": [2, 3]}, {"batchnorm": 3}]}

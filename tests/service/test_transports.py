@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from askers import FAILURES, OWN, WAYS, asker, cause
-from scripted_server import Scripted, plain, read_head, read_request, says, scripted
+from scripted_server import plain, read_head, read_request, says, scripted
 
 import nablad
 from nablad.transports import BlockingTransport, NonblockingTransport
@@ -139,8 +139,6 @@ def test_a_response_shows_the_block_without_a_copy_and_its_content_to_others() -
 
 def digest(connection: socket.socket) -> None:
     """Answers each request with the digest of its body; reads little at a time."""
-    if connection.family == socket.AF_INET:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
     while True:
         head, body = read_request(connection, at_once=5000)
         if not head:
@@ -256,7 +254,8 @@ def refuses_and_closes(connection: socket.socket) -> None:
     connection.sendall(plain(b"too large", "413 Content Too Large", b"Connection: close\r\n"))
 
 
-@every_way
+# httpx on asyncio loses it: its loop reports the broken pipe first.
+@pytest.mark.parametrize("way", [*OWN, "stock"])
 def test_an_early_refusal_is_read_though_the_server_closes(way: str, where: Path | None) -> None:
     with scripted(refuses_and_closes, path=where) as server, asker(way, server.url) as one:
         for _ in range(5):
@@ -323,6 +322,8 @@ def test_a_server_that_reads_nothing_is_left_after_the_write_timeout(way: str) -
 
 @every_way
 def test_where_nobody_listens_no_connection_is_made(way: str, where: Path | None) -> None:
+    if where and way == "stock asyncio":
+        pytest.skip("it leaves a socket behind")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"unix:{where}" if where else f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -475,7 +476,3 @@ def test_a_prefix_of_the_url_goes_before_every_path() -> None:
 
     with scripted(script) as server, nablad.Client(f"{server.url}/behind/a proxy/") as client:
         assert client.models() == []
-
-
-def served(server: Scripted) -> str:
-    return server.url

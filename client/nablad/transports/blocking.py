@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import httpx
 
+from nablad.blocks import Blocks
 from nablad.frame import Buffer
 from nablad.transports.address import connected
 from nablad.transports.exchange import READ, WRITE, Exchange, Timeouts, Unanswered, Waiting
@@ -35,6 +36,7 @@ class BlockingTransport(httpx.BaseTransport):
     def __init__(self, *, uds: str | None = None, limits: httpx.Limits = DEFAULT_LIMITS) -> None:
         self._uds = uds
         self._limits = limits
+        self._blocks = Blocks()
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, int] | str, Idle] = {}
         most = limits.max_connections
@@ -92,7 +94,7 @@ class BlockingTransport(httpx.BaseTransport):
         parts: Iterable[Sequence[Buffer]],
         timeouts: Timeouts,
     ) -> Answer:
-        exchange = Exchange(connection.socket, connection.scratch, method, timeouts)
+        exchange = Exchange(connection, self._blocks, method, timeouts)
         try:
             for part in parts:
                 _drive(exchange.send(Outgoing(part)), connection.socket)

@@ -6,14 +6,15 @@ Both drivers share everything but the `await`.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Generator
 from typing import NamedTuple, TypeAlias
 
 import httpx
 
+from nablad.blocks import Blocks
 from nablad.transports.incoming import Answer, Incoming
 from nablad.transports.outgoing import Outgoing
+from nablad.transports.pool import Connection
 
 READ = 1
 WRITE = 2
@@ -57,10 +58,10 @@ class Unanswered(Exception):
 class Exchange:
     """A request on its way and its answer, on a connection of its own for so long."""
 
-    def __init__(self, sock: socket.socket, scratch: memoryview, method: str, timeouts: Timeouts) -> None:
-        self._socket = sock
+    def __init__(self, connection: Connection, blocks: Blocks, method: str, timeouts: Timeouts) -> None:
+        self._socket = connection.socket
         self._timeouts = timeouts
-        self._incoming = Incoming(method, scratch)
+        self._incoming = Incoming(method, connection.scratch, blocks)
         self._complete = False
         self._refused = False
         """The server answered with an error before it had the whole request."""

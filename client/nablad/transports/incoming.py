@@ -14,7 +14,8 @@ from typing import TypeAlias
 import h11
 import httpx
 
-from nablad.frame import Buffer, aligned
+from nablad.blocks import Blocks
+from nablad.frame import Buffer
 
 Headers: TypeAlias = "Sequence[tuple[bytes, bytes]]"
 
@@ -52,7 +53,8 @@ class Answer:
 class Incoming:
     """One answer: fill `room()` from the socket, tell `came` how many bytes, until it says that is all."""
 
-    def __init__(self, method: str, scratch: memoryview) -> None:
+    def __init__(self, method: str, scratch: memoryview, blocks: Blocks) -> None:
+        self._blocks = blocks
         self._method = method
         self._scratch = scratch
         self._end = 0
@@ -121,7 +123,7 @@ class Incoming:
             self.reusable = self.reusable and len(data) - start == length
             self._body = bytearray(data[start : start + length])
             return True
-        self._body = aligned(length)
+        self._body = self._blocks.lend(length)
         self._body[: len(data) - start] = self._scratch[start : self._end]
         self._end = len(data) - start
         return False

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from nablad.blocks import Blocks
 from nablad.frame import Buffer
 from nablad.transports.address import AGAIN
 from nablad.transports.exchange import READ, WRITE, Exchange, Timeouts, Unanswered, Wait, Waiting
@@ -29,6 +30,7 @@ class NonblockingTransport(httpx.AsyncBaseTransport):
     def __init__(self, *, uds: str | None = None, limits: httpx.Limits = DEFAULT_LIMITS) -> None:
         self._uds = uds
         self._limits = limits
+        self._blocks = Blocks()
         self._idle: dict[tuple[str, int] | str, Idle] = {}
         most = limits.max_connections
         self._places = asyncio.Semaphore(most) if most is not None else None
@@ -90,7 +92,7 @@ class NonblockingTransport(httpx.AsyncBaseTransport):
         parts: AsyncIterable[Sequence[Buffer]] | Sequence[Sequence[Buffer]],
         timeouts: Timeouts,
     ) -> Answer:
-        exchange = Exchange(connection.socket, connection.scratch, method, timeouts)
+        exchange = Exchange(connection, self._blocks, method, timeouts)
         try:
             if isinstance(parts, Sequence):
                 for part in parts:

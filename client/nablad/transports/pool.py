@@ -44,8 +44,8 @@ class Idle:
     def take(self) -> Connection | None:
         """A connection that still stands, if there is one."""
         if self._process != os.getpid():
-            # After a fork the sockets are the parent's: two processes must not write to one.
-            self._connections.clear()
+            # After a fork the connections are the parent's, whom this does not close them for.
+            self.close()
             self._process = os.getpid()
         while self._connections:
             connection = self._connections.pop()

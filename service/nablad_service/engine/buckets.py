@@ -15,7 +15,8 @@ from nablad_service.engine.examples import examples_of
 from nablad_service.engine.padding import Compared, Unpadded, compared
 from nablad_service.engine.plan import Plan, PlannedBucket
 from nablad_service.engine.values import on_host
-from nablad_service.query import ArraySpec, Query, Signature, arguments
+from nablad_service.query import Query, Signature, arguments
+from nablad_service.specs import ArraySpec
 
 if TYPE_CHECKING:
     from nablad_service.engine.engine import Traced

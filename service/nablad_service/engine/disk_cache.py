@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -19,33 +19,6 @@ EVENTS = {
     "/jax/compilation_cache/cache_hits": "hit",
     "/jax/compilation_cache/cache_misses": "miss",
 }
-
-
-class _Seen:
-    """What JAX has told since the process began to listen."""
-
-    def __init__(self) -> None:
-        # Appended to by whatever thread compiles, which is atomic; counted where the counts are asked for.
-        self._told: deque[str] = deque()
-        self._counts: Counter[str] = Counter()
-        self._listening = False
-
-    def listen(self) -> None:
-        if not self._listening:
-            jax.monitoring.register_event_listener(self._note)
-            self._listening = True
-
-    def _note(self, event: str, **details: str | int) -> None:
-        if event in EVENTS:
-            self._told.append(EVENTS[event])
-
-    def counts(self) -> dict[str, int]:
-        while self._told:
-            self._counts[self._told.popleft()] += 1
-        return {outcome: self._counts[outcome] for outcome in EVENTS.values()}
-
-
-_seen = _Seen()
 
 
 def keep_compiled(folder: Path) -> None:
@@ -66,11 +39,14 @@ def keep_compiled(folder: Path) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def disk_counts() -> dict[str, int]:
-    """How many compilations were read from disk (`hit`), and how many were written there (`miss`)."""
-    return _seen.counts()
+def tell_of_disk(note: Callable[[str], None]) -> None:
+    """Let `note` know of each compilation that is read from disk (`hit`) or written there (`miss`).
 
+    JAX takes no listener back: it is told for as long as the process lives.
+    """
 
-def count_disk() -> None:
-    """Begin to count."""
-    _seen.listen()
+    def listen(event: str, **details: str | int) -> None:
+        if event in EVENTS:
+            note(EVENTS[event])
+
+    jax.monitoring.register_event_listener(listen)

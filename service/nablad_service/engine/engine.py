@@ -20,7 +20,7 @@ from nablad_service.engine.buckets import Bucket, bucket, resized
 from nablad_service.engine.costs import Cost, cost
 from nablad_service.engine.derivatives import Choice
 from nablad_service.engine.diagnosis import Diagnosis
-from nablad_service.engine.disk_cache import count_disk, keep_compiled
+from nablad_service.engine.disk_cache import keep_compiled
 from nablad_service.engine.environment import Meaning
 from nablad_service.engine.evaluation import Evaluation
 from nablad_service.engine.examples import examples_of, for_some_at_a_time
@@ -35,6 +35,7 @@ from nablad_service.engine.modes import (
 from nablad_service.engine.objective import loss_value, named_value, objective, result_of
 from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.padding import Unpadded
+from nablad_service.engine.placement import Placement
 from nablad_service.engine.plan import Plan, PlannedBucket, PlannedExamples, plan_of
 from nablad_service.engine.planner import EXAMPLES, Choices, Variant, variants
 from nablad_service.engine.registered import Registered, registered_as
@@ -77,6 +78,8 @@ class Executable:
     """Size of all arrays of the answer."""
     computation: Any
     """What was compiled, as it was traced."""
+    placement: Placement
+    """Where the resident ones among the values are."""
     companies: dict[Any, Any] = field(default_factory=dict)
     """Ways to run it together with others, kept as long as it is; by what they share."""
 
@@ -93,7 +96,7 @@ class Executable:
                 registered function fails with these values.
         """
         try:
-            return on_host(self.compiled(arguments(query)))
+            return on_host(self.compiled(self.placement.arguments(query)))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error):
                 detail = "the device ran out of memory; send fewer examples at once"
@@ -111,6 +114,8 @@ class Engine:
     limits: Limits
     functions: Mapping[str, Registered] = field(default_factory=dict)
     """What the operator of the server registered, by name."""
+    placement: Placement = field(default_factory=Placement)
+    """Resident arrays on the device."""
 
     @classmethod
     def start(
@@ -119,11 +124,13 @@ class Engine:
         *,
         functions: Mapping[str, Callable[..., Any]] | None = None,
         compiled: Path | None = None,
+        device_memory: int | None = None,
     ) -> Engine:
         """Set JAX up for float32 and float64 programs side by side, and give an engine.
 
         The switch is JAX's own and process-wide: it only allows 64-bit types. Programs keep to the float
-        type of their inputs. `compiled` is a folder that keeps compiled programs.
+        type of their inputs. `compiled` is a folder that keeps compiled programs, `device_memory` bounds the
+        bytes of resident arrays on the device.
 
         Raises:
             ValueError: where a function cannot be registered under its name.
@@ -132,13 +139,12 @@ class Engine:
         # GPUs multiply float32 matrices with fewer bits unless told otherwise; a derivative of a derivative
         # has none to spare.
         jax.config.update("jax_default_matmul_precision", "highest")
-        count_disk()
         if compiled is not None:
             keep_compiled(compiled)
         registered = {
             name: registered_as(name, function, SIGNATURES) for name, function in (functions or {}).items()
         }
-        return cls(limits or Limits(), registered)
+        return cls(limits or Limits(), registered, Placement(device_memory))
 
     @property
     def signatures(self) -> dict[str, OperatorSignature]:
@@ -306,7 +312,7 @@ class Engine:
     def compile(self, traced: Traced) -> Executable:
         """Compile for the device."""
         compiled = traced.computation.lower().compile()
-        return Executable(traced.plan, compiled, traced.answer_bytes, traced.computation)
+        return Executable(traced.plan, compiled, traced.answer_bytes, traced.computation, self.placement)
 
     def bucket(self, query: Query, number: int, size: int) -> Bucket:
         """Compile a query of `number` examples for `size` of them and fewer.
@@ -329,7 +335,8 @@ class Engine:
             raise Unfit("it calls a function that the server's operator registered")
         if executable.plan.examples is not None:
             raise Unfit("its examples are computed in chunks, to save memory")
-        return together(executable.computation, query, size, limit if own is None else min(limit, own))
+        least = limit if own is None else min(limit, own)
+        return together(executable.computation, query, size, least, self.placement)
 
     def diagnose(self, query: Query) -> Diagnosis:
         """Compile the program once more so that it reports where its result stops being finite.
@@ -358,7 +365,7 @@ class Engine:
             return computation
 
         compiled = self._in_some_mode(query, work).lower().compile()
-        return lambda: differences.report(jax.device_get(compiled(arguments(query))))
+        return lambda: differences.report(jax.device_get(compiled(self.placement.arguments(query))))
 
     def _evaluation(
         self, query: Query, choices: Choices, why: str = Meaning.why, *, reverse_only: bool = False

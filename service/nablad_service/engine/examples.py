@@ -6,10 +6,10 @@ from collections import Counter
 from typing import Any
 
 import jax
-import numpy as np
 
 from nablad_service.engine.chunks import Examples, in_chunks
 from nablad_service.query import Query, arguments
+from nablad_service.specs import ArraySpec
 
 
 def examples_of(query: Query) -> Examples | None:
@@ -18,8 +18,8 @@ def examples_of(query: Query) -> Examples | None:
     Their number is the length that most arrays have along some axis, the largest of such lengths. A wrong
     guess costs time, never the meaning. Parameters, and trees like them, hold no examples.
     """
-    shapes = [value.shape if isinstance(value, np.ndarray) else None for value in query.inputs.values()]
-    lengths = Counter(length for shape in shapes if shape for length in set(shape) if length > 1)
+    shapes = [spec.shape for _, spec in query.signature.inputs if isinstance(spec, ArraySpec)]
+    lengths = Counter(length for shape in shapes for length in set(shape) if length > 1)
     if not lengths:
         return None
     number = max(lengths, key=lambda length: (lengths[length], length))

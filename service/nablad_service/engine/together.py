@@ -17,6 +17,7 @@ from jax.extend.core import jaxpr_as_fun
 from nablad.quantities import scaled
 from nablad_service.engine.costs import cost
 from nablad_service.engine.jaxprs import equations
+from nablad_service.engine.placement import Placement
 from nablad_service.engine.values import on_host
 from nablad_service.query import Query, arguments
 
@@ -43,12 +44,15 @@ class Together:
     """Of each leaf of the arguments, and whether all requests have the same one."""
     unflatten: Callable[[Sequence[Any]], dict[str, Any]]
     """One answer of its leaves."""
+    placement: Placement
+    """Where the resident ones among the values are."""
 
     def run(self, queries: Sequence[Query]) -> list[dict[str, Any]]:
         """The answer's arrays of each of the requests, on the host, as `Executable.run` gives them."""
         values = [arguments(query) for query in queries]
+        resident = self.placement.arguments(queries[0])
         given = [
-            read(values[0], place) if shared else self._stacked([read(one, place) for one in values])
+            read(resident, place) if shared else self._stacked([read(one, place) for one in values])
             for place, shared in self.places
         ]
         made = on_host(self.compiled(*given))
@@ -72,7 +76,7 @@ def read(given: Any, place: Place) -> Any:
     return found if leaf is None else found[leaf]
 
 
-def together(computation: Any, query: Query, size: int, limit: int) -> Together:
+def together(computation: Any, query: Query, size: int, limit: int, placement: Placement) -> Together:
     """`computation`, traced for `arguments(query)`, compiled for `size` requests like it.
 
     Raises:
@@ -104,7 +108,11 @@ def together(computation: Any, query: Query, size: int, limit: int) -> Together:
         raise Unfit(detail, at_any_size=False)
     structure: Any = jax.tree.structure(computation.out_info)
     return Together(
-        size, traced.lower().compile(), tuple(zip(places, shared, strict=True)), structure.unflatten
+        size,
+        traced.lower().compile(),
+        tuple(zip(places, shared, strict=True)),
+        structure.unflatten,
+        placement,
     )
 
 

@@ -7,7 +7,7 @@ import logging
 from nablad.problems import Refusal
 from nablad_models import Model, build, check_state, load_exported
 from nablad_service.hosting.config import Damaged, ModelConfig
-from nablad_service.hosting.hosted import Arrays, HostedModel, drawn, first_state, own_tensors
+from nablad_service.hosting.hosted import Arrays, HostedModel, drawn, first_state, own_arrays
 from nablad_service.hosting.repository import Stored
 
 log = logging.getLogger("nablad")
@@ -57,7 +57,7 @@ def _tensors(stored: Stored, model: Model) -> tuple[Arrays, Arrays]:
     if stored.params is None:
         params, state = drawn(model, config.seed, config.dtype), None
     else:
-        own, state = own_tensors(model, stored.params, None)
+        own, state = own_arrays(model, stored.params, None)
         assert own is not None
         params = own
     if stored.state is not None:

@@ -15,12 +15,14 @@ from nablad.arrays import Received
 from nablad.messages import FailedModel, ModelInfo
 from nablad.problems import Refusal
 from nablad_service.hosting.config import Damaged, ModelConfig
-from nablad_service.hosting.hosted import HostedModel, drawn, first_state, own_tensors
+from nablad_service.hosting.hosted import HostedModel, drawn, first_state, own_arrays
 from nablad_service.hosting.names import check_folder_name, check_name
 from nablad_service.hosting.python_models import PythonModels
 from nablad_service.hosting.repository import Repository
 from nablad_service.hosting.restore import restored
+from nablad_service.hosting.shelf import Shelf
 from nablad_service.hosting.sources import source_of
+from nablad_service.hosting.versions import Versions
 from nablad_service.language.places import nearest
 
 log = logging.getLogger("nablad")
@@ -47,7 +49,9 @@ class ModelStore:
         repository: Repository | None = None,
         python: PythonModels | None = None,
         max_artifact_bytes: int = 64 * 1024 * 1024,
+        versions: Versions | None = None,
     ) -> None:
+        self._versions = versions or Versions(Shelf(0))
         self._entries: dict[str, HostedModel | Unloaded | FailedModel] = {}
         self._configs: dict[str, ModelConfig] = {}
         self._writing = threading.Lock()
@@ -61,15 +65,18 @@ class ModelStore:
 
     # -- reading
 
-    def get(self, name: str) -> HostedModel:
-        """The model called `name`.
+    def get(self, name: str, version: str | None = None) -> HostedModel:
+        """The model called `name`, with its current parameters or resident ones of another `version`.
 
         Raises:
-            Refusal: `unknown_model`, with the nearest name, or `not_loaded`, with the reason.
+            Refusal: `unknown_model`, with the nearest name, `not_loaded`, with the reason, or
+                `unknown_version`, with the versions that there are.
         """
         entry = self._entries.get(name)
         if isinstance(entry, HostedModel):
-            return entry
+            if version is None or version == entry.version:
+                return entry
+            return self._versions.get(entry, version)
         if isinstance(entry, Unloaded):
             detail = f"'{name}' is unloaded; POST /v1/models/{name}/load brings it back"
             raise Refusal("not_loaded", detail)
@@ -120,7 +127,7 @@ class ModelStore:
         self._check_not_python(name, "replaced")
         # Before the lock: an artifact takes seconds.
         source = source_of(architecture, stablehlo, seed, self._max_artifact_bytes)
-        own, own_state = own_tensors(source.model, params, state)
+        own, own_state = own_arrays(source.model, params, state)
         hosted = HostedModel.of(
             name,
             source.config.source,
@@ -132,6 +139,7 @@ class ModelStore:
             if name not in self._entries and len(self._entries) >= self._max_models:
                 raise Refusal("limit", f"{self._max_models} models are hosted already; delete one first")
             self._keep(hosted, source.config, source.artifact)
+            self._versions.forget(name)
         return hosted
 
     def set_params(
@@ -140,15 +148,44 @@ class ModelStore:
         """Replace the resident parameters, and the state where one is given."""
         with self._writing:
             hosted = self._changeable(name)
-            own, own_state = own_tensors(hosted.model, params, state)
+            own, own_state = own_arrays(hosted.model, params, state)
             assert own is not None
+            replaced = hosted
             hosted = hosted.with_params(own, own_state if own_state is not None else hosted.state)
             config = self._configs.get(name)
             if hosted.source == "python":
                 config = ModelConfig(source="python", digest=hosted.model.digest)
             assert config is not None
             self._keep(hosted, config, None)
+            self._versions.replaced(replaced, hosted.version)
         return hosted
+
+    def put_params(
+        self,
+        name: str,
+        version: str,
+        params: Mapping[str, Received],
+        state: Mapping[str, Received] | None,
+    ) -> HostedModel:
+        """Let parameters of that version be resident beside the current ones, which stay the current ones.
+
+        Raises:
+            Refusal: `other_version`, with both, where that is not their digest; `resident_limit` where there
+                is no room.
+        """
+        hosted = self.get(name)
+        own, own_state = own_arrays(hosted.model, params, state)
+        assert own is not None
+        other = hosted.with_params(own, own_state if own_state is not None else hosted.state)
+        if other.version != version:
+            detail = f"these parameters of '{name}' have the version {other.version}, not {version}"
+            detail += (
+                "" if state is not None else "; a version covers the state, here that of the current one"
+            )
+            raise Refusal("other_version", detail, extra={"version": other.version, "asked": version})
+        if other.version != hosted.version:
+            self._versions.put(other)
+        return other
 
     def delete(self, name: str) -> None:
         """Stop hosting `name`, and remove it from the repository."""
@@ -161,6 +198,7 @@ class ModelStore:
                     self._repository.remove(name)
             del self._entries[name]
             self._configs.pop(name, None)
+            self._versions.forget(name)
 
     def unload(self, name: str) -> ModelInfo:
         """Let go of the model's memory; the repository keeps it."""
@@ -168,6 +206,7 @@ class ModelStore:
             self._with_repository("unload")
             card = self.card(name).model_copy(update={"loaded": False})
             self._entries[name] = Unloaded(card)
+            self._versions.forget(name)
         return card
 
     def load(self, name: str) -> ModelInfo:

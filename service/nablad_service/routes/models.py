@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from nablad.arrays import encode_tree
+from nablad.arrays import Received, encode_tree
 from nablad.messages import ModelInfo, ModelRequest, ParamsRequest, decode_arrays
-from nablad_service.hosting import HostedModel
+from nablad_service.handles import tree_of
+from nablad_service.hosting import HostedModel, Values
 from nablad_service.pipeline import decode
 from nablad_service.routes.bodies import answer_format, document, pipeline, read_body
 from nablad_service.routes.schema import takes
@@ -40,12 +43,11 @@ async def one_model(request: Request, name: str) -> Response:
 async def put_model(request: Request, name: str) -> Response:
     """Host an architecture or a StableHLO artifact under a name, in place of what had that name."""
     body = await read_body(request)
-    store = pipeline(request).models
+    store, tensors = pipeline(request).models, partial(_tensors, pipeline(request).values, body.tenant)
 
     def work() -> ModelInfo:
         wanted = decode(body, ModelRequest)
-        params = decode_arrays(wanted.params, "params.") if wanted.params is not None else None
-        state = decode_arrays(wanted.state, "state.") if wanted.state is not None else None
+        params, state = tensors(wanted.params, wanted.state)
         return store.put(
             name, wanted.architecture, params, state, wanted.seed, stablehlo=wanted.stablehlo
         ).info()
@@ -78,7 +80,17 @@ async def unload_model(request: Request, name: str) -> Response:
 @router.get("/{name}/params", summary="Resident parameters")
 async def get_params(request: Request, name: str) -> Response:
     """The resident parameters and state, with their version."""
-    hosted = pipeline(request).models.get(name)
+    return await _params(request, name, None)
+
+
+@router.get("/{name}/params/{version}", summary="Resident parameters of a version")
+async def get_version(request: Request, name: str, version: str) -> Response:
+    """The parameters and state of a version, the current one or another that is resident."""
+    return await _params(request, name, version)
+
+
+async def _params(request: Request, name: str, version: str | None) -> Response:
+    hosted = pipeline(request).models.get(name, version)
     media, encoding = answer_format(request)
 
     def work() -> Response:
@@ -96,12 +108,44 @@ async def get_params(request: Request, name: str) -> Response:
 async def put_params(request: Request, name: str) -> Response:
     """Replace the resident parameters, and the state where one is given; the answer has the new version."""
     body = await read_body(request)
-    store = pipeline(request).models
+    store, tensors = pipeline(request).models, partial(_tensors, pipeline(request).values, body.tenant)
 
     def work() -> HostedModel:
         wanted = decode(body, ParamsRequest)
-        state = decode_arrays(wanted.state, "state.") if wanted.state is not None else None
-        return store.set_params(name, decode_arrays(wanted.params, "params."), state)
+        params, state = tensors(wanted.params, wanted.state)
+        return store.set_params(name, params or {}, state)
 
     hosted = await asyncio.to_thread(work)
     return document({"version": hosted.version}, body.answer)
+
+
+@router.put(
+    "/{name}/params/{version}",
+    openapi_extra=takes(ParamsRequest),
+    summary="Further resident parameters",
+)
+async def put_version(request: Request, name: str, version: str) -> Response:
+    """Let parameters be resident under their version, for bindings that name it; the current ones stay so."""
+    body = await read_body(request)
+    store, tensors = pipeline(request).models, partial(_tensors, pipeline(request).values, body.tenant)
+
+    def work() -> HostedModel:
+        wanted = decode(body, ParamsRequest)
+        params, state = tensors(wanted.params, wanted.state)
+        return store.put_params(name, version, params or {}, state)
+
+    hosted = await asyncio.to_thread(work)
+    return document({"version": hosted.version}, body.answer)
+
+
+def _tensors(
+    values: Values, tenant: str, params: Mapping[str, Any] | None, state: Mapping[str, Any] | None
+) -> tuple[dict[str, Received] | None, dict[str, Received] | None]:
+    """The parameters and the state in a request, which may be handles."""
+    take = partial(values.take, tenant)
+    given = (tree_of(params, "params", take), tree_of(state, "state", take))
+    own, kept = (
+        None if tree is None else decode_arrays(tree, f"{what}.")
+        for tree, what in zip(given, ("params", "state"), strict=True)
+    )
+    return own, kept

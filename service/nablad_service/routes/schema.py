@@ -15,7 +15,9 @@ from nablad.messages import (
     Message,
     ModelRequest,
     ParamsRequest,
+    PinRequest,
     ShortcutRequest,
+    ValueRequest,
     WarmRequest,
 )
 from nablad.problems import Problem
@@ -28,6 +30,8 @@ MESSAGES = (
     ParamsRequest,
     ShortcutRequest,
     WarmRequest,
+    ValueRequest,
+    PinRequest,
 )
 REF = "#/components/schemas/{model}"
 
