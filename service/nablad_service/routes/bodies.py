@@ -41,11 +41,12 @@ async def read_body(request: Request) -> Body:
         raise Refusal("unknown_media_type", f"bodies come without Content-Encoding, not as '{coding}'")
     answer, encoding = wire.answer_type(request.headers.get("accept"), media)
     limit = request.app.state.settings.max_body_bytes
+    tenant = tenant_of(request.headers.get(TENANT))
     lying: memoryview | None = (request.scope.get("extensions") or {}).get(LYING)
     if lying is not None:
         if len(lying) > limit:
             raise _too_large(limit)
-        return Body(lying, media, answer, encoding)
+        return Body(lying, media, answer, encoding, tenant)
     announced = request.headers.get("content-length", "")
     size = int(announced) if announced.isdigit() else None
     if size is not None and size > limit:
@@ -54,7 +55,7 @@ async def read_body(request: Request) -> Body:
         data = await (_received(request, limit) if size is None else _received_in_place(request, size))
     except ClientDisconnect:
         raise Refusal("malformed_body", "the connection ended before the body did") from None
-    return Body(data, media, answer, encoding, tenant_of(request.headers.get(TENANT)))
+    return Body(data, media, answer, encoding, tenant)
 
 
 async def _received_in_place(request: Request, size: int) -> Buffer:
