@@ -13,10 +13,11 @@ from starlette.types import Receive, Scope, Send
 
 from nablad import wire
 from nablad.arrays import Encoding
+from nablad.compression import ZSTD, available, decompressed
 from nablad.frame import Buffer, aligned
 from nablad.messages import Timing
 from nablad.problems import Refusal
-from nablad_service.pipeline import SMALL, Answer, Body, Pipeline
+from nablad_service.pipeline import SMALL, Answer, Body, Pipeline, off_loop
 from nablad_service.receiving import LYING, receiver
 
 TENANT = "Nablad-Tenant"
@@ -37,8 +38,10 @@ async def read_body(request: Request) -> Body:
             connection ended early.
     """
     media = wire.media_type(request.headers.get("content-type"))
-    if (coding := request.headers.get("content-encoding", "identity")) != "identity":
-        raise Refusal("unknown_media_type", f"bodies come without Content-Encoding, not as '{coding}'")
+    coding = request.headers.get("content-encoding", "identity")
+    if coding != "identity" and not (coding == ZSTD and available()):
+        spoken = f"with {ZSTD} or without" if available() else "without"
+        raise Refusal("unknown_media_type", f"bodies come {spoken} Content-Encoding, not as '{coding}'")
     answer, encoding = wire.answer_type(request.headers.get("accept"), media)
     limit = request.app.state.settings.max_body_bytes
     tenant = tenant_of(request.headers.get(TENANT))
@@ -46,7 +49,7 @@ async def read_body(request: Request) -> Body:
     if lying is not None:
         if len(lying) > limit:
             raise _too_large(limit)
-        return Body(lying, media, answer, encoding, tenant)
+        return Body(await _plain(lying, coding, limit), media, answer, encoding, tenant)
     announced = request.headers.get("content-length", "")
     size = int(announced) if announced.isdigit() else None
     if size is not None and size > limit:
@@ -55,7 +58,12 @@ async def read_body(request: Request) -> Body:
         data = await (_received(request, limit) if size is None else _received_in_place(request, size))
     except ClientDisconnect:
         raise Refusal("malformed_body", "the connection ended before the body did") from None
-    return Body(data, media, answer, encoding, tenant)
+    return Body(await _plain(data, coding, limit), media, answer, encoding, tenant)
+
+
+async def _plain(data: Buffer, coding: str, limit: int) -> Buffer:
+    """A body without its `Content-Encoding`."""
+    return data if coding != ZSTD else await off_loop(limit, lambda: decompressed(data, limit))
 
 
 async def _received_in_place(request: Request, size: int) -> Buffer:
