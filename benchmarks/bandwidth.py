@@ -30,7 +30,6 @@ from peers.starting import NoPeers, environment, peers
 from processes import Process, Server
 
 import nablad
-from nablad_service.settings import Settings
 
 MEGABYTE = 10**6
 IN_PROCESS, COPY, ECHO = "in process, jax.jit", "one copy in memory", "echo of a plain socket"
@@ -47,7 +46,7 @@ OF_ECHO, COPIES, PEAK, SHARED_COPIES, OVER_TESSERACT = 1.5, 6.0, 2.5, 3.5, 10.0
 METHOD = """The gradient of a mean square error in the parameters of a dense layer, float32, for one
 example: all parameters travel to the server, as many bytes of gradient travel back. Everything is warm
 and taken in turn, {rounds} rounds for the largest size, one caller alone. Each kind of client has a
-server of its own.
+server of its own; *stock* is one that receives bodies as uvicorn does.
 
 *In process* calls a compiled `jax.value_and_grad` with JAX arrays. *Echo* is a process that receives as
 many bytes into one buffer and sends them back: with the computation, the least that a server over TCP can
@@ -68,15 +67,14 @@ class Road:
 
 def roads(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Options of the server and of the client, by name."""
-    found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    return {
         CLIENT: ({}, {}),
         "Client, msgpack": ({}, {"format": "msgpack"}),
         "Client, JSON": ({}, {"format": "json"}),
+        "Client, stock protocol": ({"protocol": "stock"}, {}),
+        "Client, Unix socket": ({"uds": folder / "plain.sock"}, {}),
+        SHARED: ({"uds": folder / "shared.sock"}, {"shared_memory": True}),
     }
-    if "uds" in Settings.model_fields:
-        found["Client, Unix socket"] = ({"uds": folder / "plain.sock"}, {})
-        found[SHARED] = ({"uds": folder / "shared.sock"}, {"shared_memory": True})
-    return found
 
 
 def echo(stack: ExitStack, size: int) -> Block:
@@ -159,10 +157,10 @@ def goals(size: str, found: dict[str, Road]) -> list[Goal]:
         Goal(f"Client at {size} over echo and compute", p50[CLIENT] / floor, OF_ECHO, "x"),
         Goal(f"Client at {size} over in process", (p50[CLIENT] - here) / one_copy, COPIES, " M"),
         Goal(f"peak server memory at {size}", peak, PEAK, "x the payload"),
+        Goal(
+            f"shared memory at {size} over in process", (p50[SHARED] - here) / one_copy, SHARED_COPIES, " M"
+        ),
     ]
-    if SHARED in p50:
-        over = (p50[SHARED] - here) / one_copy
-        goals.append(Goal(f"shared memory at {size} over in process", over, SHARED_COPIES, " M"))
     if (tesseract := PEERS["tesseract"]) in p50:
         faster = p50[tesseract] / p50[CLIENT]
         goals.append(Goal(f"{tesseract}, over Client at {size}", faster, OVER_TESSERACT, "x", at_least=True))
@@ -186,8 +184,6 @@ def shown(size: str, found: dict[str, Road]) -> str:
 def report(found: dict[str, dict[str, Road]], rounds: int, notes: list[str]) -> Report:
     """Tables, goals, plot."""
     *_, largest = found
-    if SHARED not in found[largest]:
-        notes.append("This server has no Unix sockets, so shared memory was left out.")
 
     def draw(figure: Any) -> None:
         names = list(next(iter(found.values())))

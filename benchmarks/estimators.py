@@ -5,8 +5,9 @@
     python benchmarks/estimators.py --json FILE  # rows as JSON too
 
 The matrices are Jacobians and Hessians of networks, and one whose spectrum decays fast. Plain estimators take
-the mean of v'Av over probes that the service's own samplers draw. Hutch++ and XTrace, which no operator of
-the service uses, are written here; they spend products on the range of A first.
+the mean of v'Av over probes that the service's own samplers draw. Hutch++, which is the kind "hutch++" of
+`hutchinson`, and XTrace, which no operator of the service uses, are written here for a matrix given by its
+products; they spend products on the range of A first.
 
 References: R. A. Meyer, C. Musco, C. Musco and D. P. Woodruff, Hutch++: Optimal Stochastic Trace Estimation,
 SOSA 2021; E. N. Epperly, J. A. Tropp and R. J. Webber, XTrace: Making the Most of Every Sample in Stochastic
@@ -359,7 +360,7 @@ How far is an estimate of tr A off after so many products with A? A is the Jacob
 of a loss in its parameters, at the start and after training, or a matrix with a spectrum that decays fast.
 The plain estimators, which `hutchinson` and `hutchinson_trace` draw by `kind`, take the mean of v'Av over
 probes. Hutch++ and XTrace find the range of A first, take the trace on it exactly, and estimate only the
-rest. They are in this benchmark alone, not among the operators.
+rest. Hutch++ is the kind `"hutch++"` of both operators; XTrace is in this benchmark alone.
 
 Errors are root mean squares over {repetitions} repetitions in float64, {repetitions // FEWER} for the
 Hessians: each is known to about {noise(repetitions):.0f} %, {noise(repetitions // FEWER):.0f} % for these.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -35,7 +36,7 @@ from nablad_service.validation import gradient_query
 WIDTHS = (4, 16, 8, 1)
 EXAMPLES = 4
 IN_PROCESS, ENGINE, RAW = "in process, jax.jit", "engine, without HTTP", "HTTP by a raw socket"
-CLIENT, AWAITED = "Client", "AsyncClient"
+CLIENT, AWAITED, UNIX = "Client", "AsyncClient", "Client, Unix socket"
 PEERS = {
     "umbridge": "UM-Bridge, HTTPModel",
     "umbridge kept": "UM-Bridge, kept connection",
@@ -81,12 +82,14 @@ def measure(rounds: int, block: int, peers_python: str | None, *, quick: bool) -
     architecture = {"preset": "mlp", "sizes": list(WIDTHS), "activation": "tanh"}
     notes: list[str] = []
     with ExitStack() as stack:
-        server = stack.enter_context(Server())
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nablad-"))
+        server = stack.enter_context(Server(port=0, uds=f"{folder}/sock"))
         client = stack.enter_context(nablad.Client(server.url))
         runner = stack.enter_context(asyncio.Runner())
         awaited = nablad.AsyncClient(server.url)
         stack.callback(lambda: runner.run(awaited.aclose()))
         client.create_model("net", architecture)
+        near = stack.enter_context(nablad.Client(f"unix:{folder}/sock"))
         models = ModelStore(max_models=1)
         models.put("net", architecture, None, None, 0)
 
@@ -110,6 +113,7 @@ def measure(rounds: int, block: int, peers_python: str | None, *, quick: bool) -
             RAW: each(lambda: raw.exchange(sent)),
             CLIENT: each(call),
             AWAITED: each_awaited(runner, lambda: asked(awaited)),
+            UNIX: each(lambda: asked(near)),
         }
         try:
             python = environment(peers_python, make=not quick)

@@ -100,12 +100,15 @@ GOALS = {
         "Client at 0.4 MB over echo and compute",
         "Client at 0.4 MB over in process",
         "peak server memory at 0.4 MB",
+        "shared memory at 0.4 MB over in process",
     },
     "throughput": {
+        "small MLP, 64 callers, batched over one by one",
+        "small MLP, 64 callers, p99 over p50",
         "time of a warm call beside a cold compilation, 16 callers",
         "slowest answer about health",
     },
-    "training": set(),
+    "training": {"Client, points resident, 64 points, over in process"},
     "cold_start": {"compiling a known program after a restart, over a new one"},
 }
 WITH_PEERS = {"latency", "bandwidth"}

@@ -47,7 +47,9 @@ def loss(params: dict[str, Any], x: Any, y: Any) -> Any:
     """The mean square error."""
     layers = len(params) // 2
     for number in range(1, layers + 1):
-        x = x @ params[f"layer_{number}.weight"].T + params[f"layer_{number}.bias"]
+        weight, bias = params[f"layer_{number}.weight"], params[f"layer_{number}.bias"]
+        # With `weight.T`, XLA for CPUs copies the weights to transpose their gradient: twice the time.
+        x = jnp.einsum("bi,oi->bo", x, weight) + bias
         x = jnp.tanh(x) if number < layers else x
     return jnp.mean((x - y) ** 2)
 

@@ -20,9 +20,9 @@ from nablad._version import __version__
 from nablad.answers import read_check, read_evaluate, read_gradient, read_params
 from nablad.arrays import Encoding
 from nablad.content import handle_of
-from nablad.errors import ConnectionFailed, InvalidAnswer, NotFound, Unavailable
+from nablad.errors import ConnectionFailed, InvalidAnswer, Unavailable
 from nablad.frame import Buffer
-from nablad.handles import Deduplication, Handle, Sources
+from nablad.handles import Deduplication, Handle, Sources, gone, lost_handles
 from nablad.messages import FailedModel, ModelInfo, OperatorInfo, ValueInfo, WarmProgram
 from nablad.pieces import Pieces
 from nablad.plans import PlanReport
@@ -313,7 +313,7 @@ class Calls:
             if self._dedupe is not None:
                 self._dedupe.arrived(handle)
         answer = yield call
-        lost = _lost(answer)
+        lost = lost_handles(answer)
         if lost and call.method == "DELETE":
             return call.read(answer)  # what is gone already is gone
         if not lost or call.path.startswith("/v1/values"):
@@ -328,9 +328,9 @@ class Calls:
             return call.values[handle], None
         found = self._sources.find(handle)
         if found is None:
-            raise _gone(handle, "it is gone from this client too, which holds only weakly what it puts")
+            raise gone(handle, "it is gone from this client too, which holds only weakly what it puts")
         if handle_of(found[0]) != handle:
-            raise _gone(handle, "it has changed since it was put")
+            raise gone(handle, "it has changed since it was put")
         return found
 
     def _ask(
@@ -390,26 +390,6 @@ def _params_path(name: str, version: str | None) -> str:
 
 def _value_path(handle: Handle | str) -> str:
     return f"/v1/values/{quote(handle.handle if isinstance(handle, Handle) else handle, safe='')}"
-
-
-def _lost(answer: Answer) -> list[str]:
-    """The handles that the server does not know, where that is what is wrong."""
-    if answer.status != 404:
-        return []
-    try:
-        problem = Problem.model_validate_json(bytes(answer.body))
-    except ValidationError:
-        return []
-    handles = (problem.model_extra or {}).get("handles", []) if problem.code == "unknown_handle" else []
-    return [handle for handle in handles if isinstance(handle, str)]
-
-
-def _gone(handle: str, why: str) -> NotFound:
-    detail = (
-        f"the server has no value under the handle '{handle}' any more, and its data cannot be sent again: "
-        f"{why}; put them again and use the new handle"
-    )
-    return NotFound(detail, code="unknown_handle", status=404, extra={"handles": [handle]})
 
 
 def _structure(answer: Answer) -> dict[str, Any]:

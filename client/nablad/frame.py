@@ -29,8 +29,6 @@ BUFFER = 1
 """The msgpack extension type that stands for a buffer's bytes in the header."""
 ALIGNMENT = 64
 """What XLA asks of memory that it views; also a cache line."""
-INLINE = 256
-"""Arrays of fewer bytes stay in the header: their padding would take more room than they do."""
 LARGEST_HEADER = 64 * 1024 * 1024
 ZEROS = bytes(ALIGNMENT)
 
@@ -71,8 +69,7 @@ class FrameWriter:
         if not isinstance(value, Attached):
             raise TypeError(f"{type(value).__name__} does not travel")
         size = len(value.view)
-        if size < INLINE:
-            return bytes(value.view)
+        # Small ones too: requests that differ only in their numbers have the same header, and are read by it.
         gap = padding(self._end)
         if gap:
             self._buffers.append(ZEROS[:gap])
@@ -141,6 +138,36 @@ def unpack_frame(body: Buffer, unpack: Callable[..., Any]) -> Any:
     value = unpack(body[PREFIX.size : behind], ext_hook=reader.view)
     reader.check()
     return value
+
+
+def header_of(body: Buffer, most: int) -> bytes | None:
+    """A frame from its first byte to the end of its header; None for what is none, or a header over `most`.
+
+    Two frames of equal length in which these are equal hold the same structure, with buffers in the same
+    places: what was checked for one holds for the other.
+    """
+    if len(body) < PREFIX.size:
+        return None
+    magic, header, size, _ = PREFIX.unpack_from(body)
+    if magic != MAGIC or size != len(body) or header > most:
+        return None
+    return bytes(body[: PREFIX.size + header])
+
+
+def buffers_of(body: Buffer) -> list[tuple[int, int]]:
+    """Where the buffers of a frame that has been read are: offset from its first byte, and length."""
+    _, header, _, _ = PREFIX.unpack_from(body)
+    behind = PREFIX.size + header
+    start = behind + padding(behind)
+    found: list[tuple[int, int]] = []
+
+    def note(kind: int, place: bytes) -> None:
+        offset, length = PLACE.unpack(place)
+        if length:
+            found.append((start + offset, length))
+
+    msgpack.unpackb(memoryview(body)[PREFIX.size : behind], ext_hook=note)
+    return found
 
 
 class _Reader:

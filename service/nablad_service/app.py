@@ -116,6 +116,16 @@ def create_app(
         metrics.ask("nablad_models", "Models hosted, loaded or not.", lambda: len(store.cards()))
         metrics.ask("nablad_programs_kept", "Compiled programs in memory.", lambda: len(compiled))
         metrics.ask(
+            "nablad_resident_bytes",
+            "Values and parameter versions kept for callers.",
+            lambda: shelf.statistics().bytes,
+        )
+        metrics.ask(
+            "nablad_device_bytes",
+            "Resident arrays on the device.",
+            lambda: engine.placement.statistics().bytes,
+        )
+        metrics.ask(
             "nablad_queue_calls",
             "Calls that wait for the device or run on it.",
             lambda: scheduler.statistics().waiting_or_running,

@@ -10,44 +10,30 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
-
-from pydantic import ValidationError
 
 from nablad import wire
 from nablad.arrays import Encoding, encode_array, encode_tree
 from nablad.frame import Buffer
-from nablad.messages import (
-    CheckRequest,
-    EvaluateRequest,
-    GradientRequest,
-    Message,
-    ShortcutRequest,
-    Timing,
-    Warming,
-)
+from nablad.messages import Timing, Warming
 from nablad.problems import Refusal
+from nablad_service import reading
 from nablad_service.batches import Batches
 from nablad_service.engine.buckets import InBucket
 from nablad_service.engine.engine import Executable
-from nablad_service.faults import first_fault
-from nablad_service.handles import QuestionT, with_values
 from nablad_service.hosting import ModelStore, Values
 from nablad_service.metrics import Metrics
 from nablad_service.planning import plan_document
 from nablad_service.programs import Programs
 from nablad_service.query import Query
+from nablad_service.reading import Body, Reader, Reading, validated
 from nablad_service.scheduler import Finished, Scheduler
-from nablad_service.shortcuts import evaluation
 from nablad_service.tuning import Tuner
-from nablad_service.validation import evaluate_query, gradient_query
 from nablad_service.warming import warmed, with_stand_ins
 
 T = TypeVar("T")
-MessageT = TypeVar("MessageT", bound=Message)
 
 SMALL = 64 * 1024
 """Bytes that are decoded or encoded on the event loop: a thread would cost more than the work."""
@@ -55,18 +41,6 @@ SMALL = 64 * 1024
 
 LARGEST_LISTS = 64 * 1024 * 1024
 """Bytes of arrays that are written as nested lists: as Python's numbers they take many times the room."""
-
-
-@dataclass(frozen=True)
-class Body:
-    """A request's bytes and the formats it comes and wants to be answered in."""
-
-    data: Buffer
-    media: str
-    answer: str
-    encoding: Encoding
-    tenant: str = ""
-    """Whose values its handles name; the common tenant where no header says."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +70,7 @@ class Pipeline:
     ) -> None:
         self.models = models
         self.values = values
+        self.reader = Reader(models, values)
         self.programs = programs
         self.scheduler = scheduler
         self.tuner = tuner
@@ -104,24 +79,21 @@ class Pipeline:
 
     async def gradient(self, body: Body) -> Answer:
         """`POST /v1/gradient`."""
-        return await self._answer(body, lambda: self._gradient(body, decode(body, GradientRequest)))
+        return await self._answer(body, reading.GRADIENT)
 
     async def evaluate(self, body: Body) -> Answer:
         """`POST /v1/evaluate`."""
-        return await self._answer(body, lambda: self._evaluation(body, decode(body, EvaluateRequest)))
+        return await self._answer(body, reading.EVALUATE)
 
     async def shortcut(self, name: str, operator: str, body: Body) -> Answer:
-        """`POST /v1/models/{name}/{operator}`: an `evaluate` with a ready-made program."""
-        return await self._answer(
-            body,
-            lambda: self._evaluation(body, evaluation(name, operator, decode(body, ShortcutRequest))),
-        )
+        """`POST /v1/models/{name}/{operator}`."""
+        return await self._answer(body, reading.shortcut(name, operator))
 
     async def check(self, body: Body) -> Answer:
         """`POST /v1/check`: everything in float64."""
-        query, decoded = await _timed(
-            body, lambda: self._gradient(body, decode(body, CheckRequest), dtype="float64")
-        )
+        started = time.perf_counter()
+        query = await off_loop(len(body.data), lambda: reading.check(body, self.reader.lookups(body)))
+        decoded = time.perf_counter() - started
 
         async def work() -> tuple[dict[str, Any], Finished[dict[str, Any]], bool, float]:
             started = time.perf_counter()
@@ -134,8 +106,7 @@ class Pipeline:
 
     async def plan(self, body: Body) -> dict[str, Any]:
         """`POST /v1/plan`: the body of a gradient, or of an evaluation; compiles and runs nothing."""
-
-        query, _ = await _timed(body, lambda: self._question(body, wire.decode_body(body.data, body.media)))
+        query = await off_loop(len(body.data), lambda: reading.either(body, self.reader.lookups(body)))
         return plan_document(await self.programs.planned(query))
 
     async def warm(self, body: Body) -> dict[str, Any]:
@@ -144,29 +115,18 @@ class Pipeline:
         def read() -> tuple[Query, list[int]]:
             structure = with_stand_ins(wire.decode_body(body.data, body.media))
             asked = validated({"batch_sizes": structure.pop("batch_sizes", [])}, Warming)
-            return self._question(body, structure), asked.batch_sizes
+            return reading.question(structure, self.reader.lookups(body)), asked.batch_sizes
 
         query, sizes = await off_loop(len(body.data), read)
         programs = await warmed(query, sizes, self.programs, self.batches)
         return {"programs": [one.model_dump() for one in programs]}
 
-    def _question(self, body: Body, structure: Mapping[str, Any]) -> Query:
-        """The query of a gradient, or of an evaluation where there is a `program`."""
-        if "program" in structure:
-            return self._evaluation(body, validated(structure, EvaluateRequest))
-        return self._gradient(body, validated(structure, GradientRequest))
-
-    def _gradient(self, body: Body, request: GradientRequest, dtype: str | None = None) -> Query:
-        return gradient_query(self._with_values(body, request), self.models.get, dtype=dtype)
-
-    def _evaluation(self, body: Body, request: EvaluateRequest) -> Query:
-        return evaluate_query(self._with_values(body, request), self.models.get)
-
-    def _with_values(self, body: Body, request: QuestionT) -> QuestionT:
-        return with_values(request, partial(self.values.take, body.tenant))
-
-    async def _answer(self, body: Body, read: Callable[[], Query]) -> Answer:
-        query, decoded = await _timed(body, read)
+    async def _answer(self, body: Body, how: Reading) -> Answer:
+        started = time.perf_counter()
+        query, key = self.reader.recalled(body, how)
+        if query is None:
+            query = await off_loop(len(body.data), lambda: self.reader.read(body, how, key))
+        decoded = time.perf_counter() - started
         until = math.inf
         if query.deadline_ms is not None:
             until = time.perf_counter() + query.deadline_ms / 1e3 - decoded
@@ -246,34 +206,6 @@ class Pipeline:
 
         pieces, timing = await off_loop(size, pack)
         return Answer(pieces, body.answer, timing)
-
-
-def decode(body: Body, kind: type[MessageT]) -> MessageT:
-    """The request in a body.
-
-    Raises:
-        Refusal: `malformed_body` or `invalid_request`, naming the member at fault.
-    """
-    return validated(wire.decode_body(body.data, body.media), kind)
-
-
-def validated(structure: Any, kind: type[MessageT]) -> MessageT:
-    """A decoded structure as a message.
-
-    Raises:
-        Refusal: `invalid_request`, naming the member at fault.
-    """
-    try:
-        return kind.model_validate(structure)
-    except ValidationError as error:
-        raise Refusal("invalid_request", first_fault(error, structure, kind)) from None
-
-
-async def _timed(body: Body, read: Callable[[], Query]) -> tuple[Query, float]:
-    """The query in a body, and how many seconds it took to read."""
-    started = time.perf_counter()
-    query = await off_loop(len(body.data), read)
-    return query, time.perf_counter() - started
 
 
 async def off_loop(size: int, work: Callable[[], T]) -> T:

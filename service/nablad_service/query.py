@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -93,21 +92,25 @@ class Query:
     """Whether the call counts as one of many that make its program worth tuning."""
     batch: bool = True
     """Whether the call may be computed together with others."""
+    resident: tuple[tuple[str, str], ...] = ()
+    """What is not the call's own, by section and name: calls with the same leaves there share them."""
+
+    @classmethod
+    def of(cls, signature: Signature, models: Mapping[str, Model], **given: Any) -> Query:
+        """A query that knows what of it is resident."""
+        query = cls(signature, models, **given)
+        resident = tuple(
+            (section, name)
+            for section, name, leaves in query.values()
+            if all(isinstance(leaf, Resident) for leaf in leaves)
+        )
+        return replace(query, resident=resident)
 
     def values(self) -> Iterator[tuple[str, str, tuple[Leaf, ...]]]:
         """Each value that the program takes: its section of the arguments, its name, its leaves."""
         for section, given in (("inputs", self.inputs), ("params", self.params), ("state", self.state)):
             for name, value in given.items():
                 yield section, name, tuple(value.values()) if isinstance(value, Mapping) else (value,)
-
-    @cached_property
-    def resident(self) -> tuple[tuple[str, str], ...]:
-        """What is not the call's own, by section and name: calls with the same leaves there share them."""
-        return tuple(
-            (section, name)
-            for section, name, leaves in self.values()
-            if all(isinstance(leaf, Resident) for leaf in leaves)
-        )
 
 
 def on_host(resident: Resident) -> Any:

@@ -114,13 +114,13 @@ def _query(
         buckets=tuple(sorted(set(request.buckets))),
     )
     models = {name: one.model for name, one in hosted.items()}
-    return Query(
+    return Query.of(
         signature,
         models,
-        inputs,
-        params,
-        state,
-        weights,
+        inputs=inputs,
+        params=params,
+        state=state,
+        weights=weights,
         seed=request.seed,
         deadline_ms=request.deadline_ms,
         tune=request.tune,

@@ -129,3 +129,18 @@ def test_float32_and_float64_programs_share_a_device() -> None:
             assert found["value"].dtype == dtype
             assert {leaf.dtype.name for leaf in found["gradients"]["params"].values()} == {dtype}
     assert engine.placement.statistics().bytes == BYTES + BYTES // 2
+
+
+def test_a_bucket_takes_resident_parameters_from_the_device_too() -> None:
+    params = host("bucketed", WIDE)
+    engine = Engine.start()
+    for leaf in MODELS.get("bucketed").resident_params.values():
+        leaf.placed = None
+    request = GradientRequest(
+        loss="sum(model(x)**2)", models={"model": "bucketed"}, inputs={"x": rng(5, 2)}, buckets=[8]
+    )
+    query = gradient_query(request, MODELS.get)
+    found = engine.bucket(query, 5, 8).fit(engine.trace(query), 5).run(query)
+    assert engine.placement.statistics().arrays == len(params)
+    alone = answer(engine, query)
+    np.testing.assert_allclose(found["value"], alone["value"], rtol=1e-12)

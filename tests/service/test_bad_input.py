@@ -276,6 +276,12 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "trace of a matrix that is not square": ("«trace(x)»", "shape_mismatch", "square", "(3, 2)"),
     "Laplacian of a vector field": ("sum(«laplacian(x**2, x)»)", "shape_mismatch", "(3, 2)", "one component"),
     "divergence of a scalar": ("sum(«divergence(sum(x**2, axis=1), x)»)", "shape_mismatch", "square", "(3,)"),
+    "a range for each example": (
+        "sum(«hutchinson_trace(x**2, x, probes=3, kind='hutch++')»)",
+        "wrong_kind",
+        "one for each example",
+        "ravel",
+    ),
     "probes to an exact divergence": ("sum(«divergence(x**2, x, x)»)", "arity", "exact", "hutchinson_trace"),
     "probes to an exact Laplacian": ("«laplacian(sum(x**2), x, x)»", "arity", "exact", "hutchinson_trace"),
     "one probe for a standard error": (
@@ -391,7 +397,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
         "8",
     ),
     # -- sizes
-    "terabytes of Hessian": ("w = zeros(2000000) + sum(x)\n«hessian(sum(w**2), w)»", "limit", "16000"),
+    "terabytes of Hessian": ("w = zeros(2000000) + sum(x)\n«hessian(sum(w**2), w)»", "limit", "16 TB"),
     "petabytes of Jacobian": (
         "w = zeros(30000000) + sum(x)\nv = w**2\n«jacobian(v, w)»",
         "limit",

@@ -25,6 +25,7 @@ from nablad_service.batches import AGAIN, TRIES, Batched, Batches, BatchLimits, 
 from nablad_service.engine.engine import Executable
 from nablad_service.engine.together import Unfit, together
 from nablad_service.query import Query
+from nablad_service.resident import Resident
 from nablad_service.scheduler import Finished, Scheduler
 from nablad_service.validation import evaluate_query, gradient_query
 
@@ -544,3 +545,27 @@ def test_new_resident_parameters_are_not_mixed_with_old_ones(crowd: Crowd) -> No
         assert batches.key(values, program) is None
     finally:
         batches.close()
+
+
+def test_calls_that_name_the_same_values_share_them() -> None:
+    points, others = Resident(np.linspace(0, 1, 40_000)), Resident(np.linspace(1, 2, 40_000))
+
+    def asking(a: float, values: Resident) -> Query:
+        request = EvaluateRequest(program="sum(sin(a * x))", inputs={"a": np.float64(a), "x": values})
+        return evaluate_query(request, MODELS.get)
+
+    asked = [asking(a, points) for a in (1.0, 2.0, 3.0)]
+    program = compiled(asked[0])
+    batches = Batches(ENGINE, BatchLimits(64, GIBIBYTE))
+    try:
+        keys = {batches.key(query, program) for query in asked}
+        assert len(keys) == 1
+        assert None not in keys
+        assert batches.key(asking(1.0, others), program) not in keys
+    finally:
+        batches.close()
+    both = ENGINE.together(program, asked[0], 4, GIBIBYTE)
+    for found, query in zip(both.run(asked), asked, strict=True):
+        close(found, program.run(query))
+    shared = [place for place, alike in both.places if alike]
+    assert shared == [("inputs", "x", None)]

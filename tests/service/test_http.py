@@ -447,6 +447,20 @@ def test_weighted_terms_need_no_last_expression(http: httpx.Client) -> None:
     assert answer["value"] == 2.5
 
 
+def test_a_trace_by_its_range_first_is_exact_with_a_product_for_each_parameter(http: httpx.Client) -> None:
+    count = sum(np.size(leaf) for leaf in http.get("/v1/models/net/params").json()["params"].values())
+    lines = "L = mean(model(x)**2)\ng = grad(L, model.params)\n"
+    found, error, exact = evaluate(
+        http,
+        f"{lines}t, e = hutchinson(g, model.params, probes={count}, kind='hutch++')\n"
+        "stack([t, e, laplacian(L, model.params)])",
+        models={"model": "net"},
+        inputs={"x": X},
+    )
+    assert error == 0
+    assert found == pytest.approx(exact, rel=1e-4)
+
+
 def test_named_outputs_are_returned(http: httpx.Client) -> None:
     text = "y = x * 2\nz = (y, sum(y))\nsum(y)"
     answer = ask(http, text, inputs={"x": [1.0, 2.0]}, wrt=["x"], outputs=["y", "z", "x", "result"])

@@ -101,6 +101,8 @@ def hutchinson_trace(
     """The mean over probes of v' J v, estimating `divergence`; `v` like `x`, or one more leading axis.
 
     Without `v` it draws `probes` of a `kind`, "rademacher", "normal", "sphere" or "orthogonal", by `seed`.
+    The kind "hutch++" is for one matrix whose spectrum decays fast, the Hessian of a loss in its parameters
+    above all: `probes` products, of which a third find its range.
     """
     return record(_estimate("hutchinson_trace", f, x, v, probes, None, kind, seed))
 

@@ -13,9 +13,10 @@ from jax.extend.core import ClosedJaxpr
 
 from nablad_service.engine.examples import examples_of
 from nablad_service.engine.padding import Compared, Unpadded, compared
+from nablad_service.engine.placement import Placement
 from nablad_service.engine.plan import Plan, PlannedBucket
 from nablad_service.engine.values import on_host
-from nablad_service.query import Query, Signature, arguments
+from nablad_service.query import Query, Signature
 from nablad_service.specs import ArraySpec
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Bucket:
     compared: Compared
     large: ClosedJaxpr
     compiled: Any
+    placement: Placement
 
     def fit(self, traced: Traced, number: int) -> InBucket:
         """This program in the place of one that was traced for `number` examples.
@@ -90,8 +92,10 @@ class InBucket:
         flat = self.bucket.compared.large
         axes = self.bucket.compared.axes
         given = [
-            self._padded(np.asarray(leaf), axes[value])
-            for leaf, value in zip(jax.tree.leaves(arguments(query)), flat.arguments, strict=True)
+            self._padded(leaf, axes[value])
+            for leaf, value in zip(
+                jax.tree.leaves(self.bucket.placement.arguments(query)), flat.arguments, strict=True
+            )
         ]
         made = on_host(self.bucket.compiled(given, self.numbers, np.int32(self.number)))
         found = [self._first(leaf, axes[value]) for leaf, value in zip(made, flat.results, strict=True)]
@@ -105,6 +109,7 @@ class InBucket:
         missing = self.bucket.size - self.number
         if axis is None or not missing:
             return leaf
+        leaf = np.asarray(leaf)
         last = np.take(leaf, [-1], axis)
         return np.concatenate([leaf, np.repeat(last, missing, axis)], axis)
 
@@ -114,7 +119,7 @@ class InBucket:
         return self.plan.document()
 
 
-def bucket(trace: Callable[[int], Traced], size: int) -> Bucket:
+def bucket(trace: Callable[[int], Traced], size: int, placement: Placement) -> Bucket:
     """The program for `size` examples and fewer, compiled; `trace` gives it for any number of them.
 
     Raises:
@@ -127,7 +132,7 @@ def bucket(trace: Callable[[int], Traced], size: int) -> Bucket:
     count = jax.ShapeDtypeStruct((), np.int32)
     run = jax.jit(lambda given, numbers, count: found.run(given, numbers, count))
     compiled = run.trace(given, found.own_numbers(), count).lower().compile()
-    return Bucket(size, found, large.computation.jaxpr, compiled)
+    return Bucket(size, found, large.computation.jaxpr, compiled, placement)
 
 
 def _first(trace: Callable[[int], Traced], large: Traced, size: int, others: Sequence[int]) -> Compared:

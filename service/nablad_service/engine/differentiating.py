@@ -157,7 +157,7 @@ def differentiation(
         learned = _learn(evaluation, node, lambda x: function(x, captured), x, vectors, environment)
         evaluation.known[key] = learned
         evaluation.learned.setdefault(node.index, learned)
-    if own is not None and own.until is None:
+    if own is not None and own.beforehand:
         evaluation.check_size(vectors[0].shape, x.dtype, environment.examples)
         vectors = (own.draw(own.most),)
     problem = Differentiation(

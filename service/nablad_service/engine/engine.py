@@ -322,7 +322,7 @@ class Engine:
         """
         if query.signature.examples_at_once is not None:
             raise Unpadded("its examples are computed in chunks")
-        return bucket(lambda examples: self.trace(resized(query, number, examples)), size)
+        return bucket(lambda examples: self.trace(resized(query, number, examples)), size, self.placement)
 
     def together(self, executable: Executable, query: Query, size: int, limit: int) -> Together:
         """Compile `size` requests like `query` as one computation of at most `limit` bytes, by estimate.

@@ -14,8 +14,8 @@ from nablad_service.language.signatures import OperatorSignature
 if TYPE_CHECKING:
     from nablad_service.language.lowering import Lowering
 
-KINDS = ("rademacher", "normal", "sphere", "orthogonal")
-"""Random vectors whose expected outer product is the identity."""
+KINDS = ("rademacher", "normal", "sphere", "orthogonal", "hutch++")
+"""Random vectors whose expected outer product is the identity; for "hutch++" they find a basis first."""
 MOST = 64
 """Probes drawn at most until the error is small, where the text does not say how many."""
 GIVEN = 3
@@ -58,8 +58,12 @@ def drawing_of(
             return lowering.expression(of_drawing[option], scope)
         return lowering.add(graph.Constant, span, value=default)
 
+    kind = _kind(lowering, name, of_drawing.get("kind"))
+    if kind == "hutch++" and "until" in of_drawing:
+        detail = "the kind 'hutch++' makes a fixed number of products: probes=48 in place of until"
+        lowering.refuse("wrong_kind", detail, Span.of(of_drawing["until"]))
     return graph.Drawing(
-        kind=_kind(lowering, name, of_drawing.get("kind")),
+        kind=kind,
         probes=node_of("probes", MOST),
         seed=node_of("seed", 0),
         until=lowering.expression(of_drawing["until"], scope) if "until" in of_drawing else None,

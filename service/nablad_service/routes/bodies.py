@@ -17,7 +17,8 @@ from nablad.compression import ZSTD, available, decompressed
 from nablad.frame import Buffer, aligned
 from nablad.messages import Timing
 from nablad.problems import Refusal
-from nablad_service.pipeline import SMALL, Answer, Body, Pipeline, off_loop
+from nablad_service.pipeline import Answer, Pipeline, off_loop
+from nablad_service.reading import Body
 from nablad_service.receiving import LYING, receiver
 
 TENANT = "Nablad-Tenant"
@@ -132,8 +133,12 @@ def document(value: Any, media: str, status: int = 200) -> Response:
     return PiecesResponse(wire.encode_body(value, media), media, status)
 
 
+JOINED = 64 * 1024
+"""Bytes up to which an answer's pieces are joined."""
+
+
 class PiecesResponse(Response):
-    """A body in pieces, sent one after another as they lie, under one `Content-Length`."""
+    """A body in pieces under one `Content-Length`: large ones sent as they lie, small ones joined."""
 
     def __init__(
         self,
@@ -142,17 +147,16 @@ class PiecesResponse(Response):
         status: int = 200,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self._pieces = pieces
-        self._size = wire.body_size(pieces)
-        length = {"Content-Length": str(self._size)}
+        size = wire.body_size(pieces)
+        # Each piece is a message to the protocol and a write to the socket: dearer than a copy of few bytes.
+        self._pieces = pieces if size > JOINED else [b"".join(pieces)]
+        length = {"Content-Length": str(size)}
         super().__init__(None, status, {**(headers or {}), **length}, media)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        # A few small pieces cost less joined than sent one by one.
-        pieces = [b"".join(self._pieces)] if self._size <= SMALL else self._pieces
-        last = len(pieces) - 1
-        for position, piece in enumerate(pieces):
+        last = len(self._pieces) - 1
+        for position, piece in enumerate(self._pieces):
             await send({"type": "http.response.body", "body": piece, "more_body": position < last})
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from nablad_service.engine.derivatives import hutch_plus_plus
 from nablad_service.engine.derivatives.averaging import (
     Samples,
     standard_error,
@@ -93,7 +94,22 @@ def _all_samples(problem: Differentiation, sampling: Sampling) -> jax.Array:
 
 def mean(sampling: Sampling) -> Strategy:
     """The estimate alone."""
-    return lambda problem: jnp.mean(_all_samples(problem, sampling), axis=0)
+
+    def strategy(problem: Differentiation) -> Value:
+        if _range_first(problem):
+            on_basis, beside = _by_range(problem, sampling)
+            return on_basis + jnp.mean(beside)
+        return jnp.mean(_all_samples(problem, sampling), axis=0)
+
+    return strategy
+
+
+def _range_first(problem: Differentiation) -> bool:
+    return problem.drawn is not None and problem.drawn.kind == hutch_plus_plus.KIND
+
+
+def _by_range(problem: Differentiation, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+    return hutch_plus_plus.parts(problem, sampling(problem), in_turn=sampling is forward_scan)
 
 
 def mean_and_standard_error(sampling: Sampling) -> Strategy:
@@ -106,6 +122,9 @@ def mean_and_standard_error(sampling: Sampling) -> Strategy:
 
     def strategy(problem: Differentiation) -> Value:
         drawn = problem.drawn
+        if _range_first(problem):
+            on_basis, beside = _by_range(problem, sampling)
+            return on_basis + jnp.mean(beside), standard_error(beside)
         if drawn is not None and drawn.until is not None:
             limit = drawn.until.astype(problem.x.dtype)
             found = until_small(sampling(problem), drawn.draw, drawn.most, limit)

@@ -49,6 +49,8 @@ class Drawn:
     """The standard error at which it stops; None where it takes all."""
     draw: Callable[..., jax.Array]
     """From a count, and for each batch its number, to probes shaped (count, *x.shape)."""
+    beforehand: bool
+    """Whether all are drawn before the estimate begins; if not, it draws what it takes."""
 
 
 @dataclass(frozen=True)
