@@ -16,9 +16,11 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
+from nablad.blocks import Blocks
 from nablad_service.app import create_app
 from nablad_service.protocol import ReceivingProtocol
 from nablad_service.receiving import WORTH, receiver
+from nablad_service.routes import bodies
 from nablad_service.routes.bodies import read_body
 from nablad_service.settings import Settings
 
@@ -150,6 +152,21 @@ def test_a_body_over_the_limit_is_refused_and_the_connection_goes_on(connection:
     assert (status, found["code"]) == (413, "body_too_large")
     assert connection.answer()[1]["digest"] == hashlib.sha256(b"ok").hexdigest()
     sender.join()
+
+
+def test_a_body_that_memory_cannot_hold_is_refused(
+    server: tuple[str, int], connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(size: int) -> memoryview:
+        raise MemoryError
+
+    monkeypatch.setattr(Blocks, "lend", lambda self, size: none(size))
+    monkeypatch.setattr(bodies, "aligned", none)
+    connection.sendall(request(bytes(WORTH)))
+    status, found = connection.answer()
+    assert (status, found["code"]) == (507, "out_of_memory")
+    connection.sendall(request(b"ok"))
+    assert connection.answer()[0] == 200
 
 
 def test_a_body_in_chunks_arrives_too(connection: Connection) -> None:

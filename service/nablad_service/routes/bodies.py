@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -73,7 +73,7 @@ async def _received_in_place(request: Request, size: int) -> Buffer:
         # JAX holds on to the inputs of one call until the next, or until cycles are collected: with them gone
         # their block is used again.
         gc.collect(0)
-        block: memoryview = request.app.state.blocks.lend(size)
+        block = _room(size, request.app.state.blocks.lend)
         if await receive_into(block) < size:
             raise ClientDisconnect
         return block
@@ -83,10 +83,18 @@ async def _received_in_place(request: Request, size: int) -> Buffer:
         if len(chunk) == size:
             return chunk  # a small body comes whole; the alignment of small arrays is worth no copy
         # Made when the first bytes are here: an announcement alone costs no memory.
-        data = aligned(size) if data is None else data
+        data = _room(size, aligned) if data is None else data
         data[end : end + len(chunk)] = chunk
         end += len(chunk)
     return b"" if data is None else data[:end]
+
+
+def _room(size: int, lend: Callable[[int], memoryview]) -> memoryview:
+    try:
+        return lend(size)
+    except MemoryError:
+        detail = f"the server has no memory for a body of {size} bytes; send less at once"
+        raise Refusal("out_of_memory", detail) from None
 
 
 async def _received(request: Request, limit: int) -> Buffer:
