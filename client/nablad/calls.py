@@ -118,6 +118,8 @@ class Calls:
         self._encoding: Encoding = wire.answer_type(accept, self._media)[1]
         self._headers = {
             "Accept": accept,
+            # httpx would name all that it can read, and a proxy would compress.
+            "Accept-Encoding": "identity",
             "User-Agent": USER_AGENT,
         }
         self._plainly = plainly(self._encoding)
