@@ -91,13 +91,16 @@ class Server(Process):
         given = {"tune_after_calls": 0, **where, **settings}
         options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
         super().__init__([sys.executable, "-m", "nablad", "serve", *options], env=env)
-        found = re.search(r"(?:http://|unix:)\S+", self.first)
-        if not found:
-            self.close()
-            raise RuntimeError(f"the server did not say where it listens: {self.first!r}")
-        self.url = found.group()
         self.listens_after = time.perf_counter() - self.started
-        wait_until_ready(self.url, "/health/ready")
+        try:
+            found = re.search(r"(?:http://|unix:)\S+", self.first)
+            if not found:
+                raise RuntimeError(f"the server did not say where it listens: {self.first!r}")
+            self.url = found.group()
+            wait_until_ready(self.url, "/health/ready")
+        except BaseException:
+            self.close()
+            raise
         self.ready_after = time.perf_counter() - self.started
 
 
