@@ -1,27 +1,14 @@
-"""`nablad serve`: the server as a process."""
+"""`nablad serve`: its options."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import logging
-import math
 import os
-import signal
-import socket
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-import uvicorn
 from pydantic import ValidationError
 
-from nablad.shared_memory import SUFFIX
-from nablad_service.app import create_app
-from nablad_service.hosting.repository import Repository
-from nablad_service.listening import listen_tcp, listen_unix
 from nablad_service.settings import Settings
 
 METAVARS = {"repository": "DIR", "models": "FILE", "uds": "PATH", "shared_memory": "BOOL"}
@@ -62,107 +49,20 @@ def run(arguments: argparse.Namespace) -> int:
         fault = error.errors()[0]
         print(f"nablad serve: {fault['loc'][0]}: {fault['msg']}", file=sys.stderr)
         return 2
-    logging.getLogger("jax").setLevel(logging.WARNING)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
-        repository = Repository.open(Path(settings.repository)) if settings.repository else None
-    except OSError as error:
-        print(f"nablad serve: {unusable(settings.repository, error)}", file=sys.stderr)
-        return 4
-    with ExitStack() as stack:
-        try:
-            listeners = listen(settings, stack)
-            memory = listen_for_memory(settings, stack)
-        except CannotListen as error:
-            print(f"nablad serve: {error}", file=sys.stderr)
-            return 1
-        print(announced(listeners), flush=True)
-        config = uvicorn.Config(
-            create_app(settings, repository=repository, memory=memory),
-            log_level="warning",
-            http=protocol(settings),
-            timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
-            # Longer than clients keep idle connections, or the two would race for the last word.
-            timeout_keep_alive=75,
-        )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # uvicorn raises the signal that stopped it once more when it is done; a clean stop is no failure.
-            signal.signal(number, lambda *_: None)
-        uvicorn.Server(config).run(sockets=listeners)
-    # Work on the device cannot be interrupted, and Python would wait for its thread: the calls have had
-    # their drain time, so leave.
-    sys.stdout.flush()
-    logging.shutdown()
-    os._exit(0)
+    begin_with_large_pages()
+    # JAX takes a second to import, which other commands need not wait for.
+    from nablad_service.serving import serve
+
+    return serve(settings)
 
 
-def protocol(settings: Settings) -> Any:
-    """The protocol class for uvicorn, or the name of its own choice."""
-    if settings.protocol == "stock" or importlib.util.find_spec("httptools") is None:
-        return "auto"
-    from nablad_service.protocol import ReceivingProtocol
+def begin_with_large_pages() -> None:
+    """Begin this process anew with arrays on large pages, where that is the allocator's to choose.
 
-    return ReceivingProtocol
-
-
-def unusable(folder: str | None, error: OSError) -> str:
-    """Why a repository cannot be opened, and what to try."""
-    if isinstance(error, BlockingIOError):
-        return (
-            f"another server has the repository {folder} ({error.strerror}); stop it, "
-            "or choose another --repository: each server needs one of its own"
-        )
-    what = error.strerror or str(error)
-    return f"the repository {folder} cannot be used: {what}; choose another --repository"
-
-
-class CannotListen(Exception):
-    """An address cannot be listened on; the message says why and what to try."""
-
-
-def listen(settings: Settings, stack: ExitStack) -> list[socket.socket]:
-    """The sockets that the settings ask for; `stack` closes them.
-
-    Raises:
-        CannotListen: an address is taken, or not ours to take.
+    XLA takes fresh memory for what a program returns: a hundred megabytes are 25,000 pages of the usual size,
+    each of which interrupts. glibc reads the wish for larger ones when a process begins, and never again.
     """
-    listeners = []
-    if settings.listens_on_port:
-        host, port = settings.host, settings.port
-        try:
-            listeners.append(stack.enter_context(listen_tcp(host, port)))
-        except OSError as error:
-            hint = "choose another --port, or 0 for a free one"
-            raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}; {hint}") from error
-    if settings.uds:
-        listeners.append(_listen_unix(settings, settings.uds, socket.SOCK_STREAM, stack))
-    return listeners
-
-
-def listen_for_memory(settings: Settings, stack: ExitStack) -> socket.socket | None:
-    """The socket where callers hand shared memory over, beside the Unix socket; `stack` closes it."""
-    if not settings.uds or not settings.shared_memory or sys.platform != "linux":
-        return None
-    return _listen_unix(settings, settings.uds + SUFFIX, socket.SOCK_SEQPACKET, stack)
-
-
-def _listen_unix(settings: Settings, path: str, kind: int, stack: ExitStack) -> socket.socket:
-    try:
-        permissions = int(settings.uds_permissions, 8)
-        return stack.enter_context(listen_unix(Path(path), permissions, kind)).socket
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise CannotListen(f"cannot listen on {path}: {why}; choose another --uds") from error
-
-
-def announced(listeners: Sequence[socket.socket]) -> str:
-    """The line that tells where the server listens."""
-    urls = []
-    for listener in listeners:
-        name = listener.getsockname()
-        if listener.family == socket.AF_UNIX:
-            urls.append(f"unix:{name}")
-        else:
-            host = f"[{name[0]}]" if ":" in name[0] else name[0]
-            urls.append(f"http://{host}:{name[1]}")
-    return f"nablad listens on {' and '.join(urls)} (docs at /docs, stop with Ctrl-C)"
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -27,7 +27,7 @@ import numpy as np
 
 import nablad
 from nablad.content import version_of
-from nablad_service import serve
+from nablad_service.serving import serve
 from nablad_service.settings import Settings
 
 ARCHITECTURE = {
@@ -45,10 +45,8 @@ class Server:
         self.pid = os.fork()
         if self.pid == 0:
             os.dup2(writing, 1)
-            given = {**dict.fromkeys(Settings.model_fields), "repository": str(repository), "port": 0}
-            chosen = {name: value for name, value in given.items() if value is not None}
             try:
-                os._exit(serve.run(argparse.Namespace(**chosen)))
+                os._exit(serve(Settings(repository=str(repository), port=0)))
             finally:
                 os._exit(99)
         os.close(writing)
