@@ -26,6 +26,7 @@ class AsyncClient(AsyncShortcuts):
 
     Args:
         url: where the server listens, `http://host:port` or `unix:/path`.
+        compression: `"zstd"` compresses bodies and answers: for networks below 0.3 Gbit/s, or sparse arrays.
         shared_memory: let large bodies lie in memory shared with the server, on a Unix socket and Linux.
         format: `"frame"`, `"msgpack"`, or `"json"` for reading along; all are exact.
         dedupe: send large arrays once. Those of `inputs`, `params` and `state` are hashed at each call, and
@@ -46,10 +47,13 @@ class AsyncClient(AsyncShortcuts):
         dedupe_bytes: int = DEDUPE_BYTES,
         timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
         shared_memory: bool = False,
+        compression: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._calls = Calls(format, dedupe_bytes if dedupe else None)
-        self._sender = AsyncSender(url, timeout, transport, shared_memory=shared_memory)
+        self._sender = AsyncSender(
+            url, timeout, transport, shared_memory=shared_memory, compression=compression
+        )
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -19,15 +19,15 @@ from nablad import wire
 from nablad._version import __version__
 from nablad.answers import read_check, read_evaluate, read_gradient, read_params
 from nablad.arrays import Encoding
-from nablad.content import handle_of
-from nablad.errors import ConnectionFailed, InvalidAnswer, Unavailable
+from nablad.errors import ConnectionFailed, InvalidAnswer
 from nablad.frame import Buffer
-from nablad.handles import Deduplication, Handle, Sources, gone, lost_handles
+from nablad.handles import Deduplication, Handle, Sources
 from nablad.messages import FailedModel, ModelInfo, OperatorInfo, ValueInfo, WarmProgram
 from nablad.pieces import Pieces
 from nablad.plans import PlanReport
 from nablad.problems import Problem, Refusal
 from nablad.question import Encode, Loss, Question, Terms, Tree, plainly, sent, without_data
+from nablad.resending import exchange
 from nablad.results import CheckResult, EvaluateResult, GradientResult, Params
 from nablad.transports.address import Address
 from nablad.transports.incoming import Answer
@@ -118,6 +118,8 @@ class Calls:
         self._encoding: Encoding = wire.answer_type(accept, self._media)[1]
         self._headers = {
             "Accept": accept,
+            # httpx would name all that it can read, and a proxy would compress.
+            "Accept-Encoding": "identity",
             "User-Agent": USER_AGENT,
         }
         self._plainly = plainly(self._encoding)
@@ -290,46 +292,8 @@ class Calls:
         return self._ask(f"{_model_path(name)}/{operator}", encoded, members, read_evaluate)
 
     def exchange(self, call: Call[T]) -> Generator[Call[Any], Answer, T]:
-        """All that goes to and fro for a call: yields what to send, is sent the answers, returns the result.
-
-        Values that the server lacks are put before the call, or, when it turns out to have lost them, put
-        again and the call repeated, once.
-
-        Raises:
-            ServiceError: where the server refuses. `unknown_handle` where it lost a value whose data are gone
-                from this client too.
-        """
-        for handle in call.missing:
-            put = self.put(call.values[handle], None)
-            try:
-                put.finish((yield put))
-            except Unavailable as error:
-                if error.code != "resident_limit" or self._dedupe is None or call.again is None:
-                    raise
-                self._dedupe.refused(handle)
-                return (yield from self.exchange(call.again()))
-            if self._dedupe is not None:
-                self._dedupe.arrived(handle)
-        answer = yield call
-        lost = lost_handles(answer)
-        if lost and call.method == "DELETE":
-            return call.read(answer)  # what is gone already is gone
-        if not lost or call.path.startswith("/v1/values"):
-            return call.finish(answer)
-        for handle in lost:
-            put = self.put(*self._data_of(call, handle))
-            put.finish((yield put))
-        return call.finish((yield call))
-
-    def _data_of(self, call: Call[Any], handle: str) -> tuple[Any, bool | None]:
-        if handle in call.values:
-            return call.values[handle], None
-        found = self._sources.find(handle)
-        if found is None:
-            raise gone(handle, "it is gone from this client too, which holds only weakly what it puts")
-        if handle_of(found[0]) != handle:
-            raise gone(handle, "it has changed since it was put")
-        return found
+        """What goes to and fro for a call: yields what to send, is sent the answers, returns the result."""
+        return exchange(call, self.put, self._sources, self._dedupe)
 
     def _ask(
         self,

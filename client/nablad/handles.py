@@ -10,13 +10,9 @@ from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from nablad.content import handle_of
-from nablad.errors import NotFound
 from nablad.messages import ParameterInfo, ValueInfo
-from nablad.problems import Problem
-from nablad.transports.incoming import Answer
 
 DEDUPE_BYTES = 64 * 1024
 """Arrays from this size on are hashed where `dedupe` is asked for."""
@@ -136,6 +132,7 @@ class Deduplication:
 
     def refused(self, handle: str) -> None:
         """Take note that the server has no room for a value."""
+        self._there.pop(handle, None)
         _add(self._refused, handle)
 
 
@@ -144,24 +141,3 @@ def _add(known: OrderedDict[str, None], handle: str) -> None:
     known.move_to_end(handle)
     while len(known) > REMEMBERED:
         known.popitem(last=False)
-
-
-def lost_handles(answer: Answer) -> list[str]:
-    """The handles that the server does not know, where that is what is wrong."""
-    if answer.status != 404:
-        return []
-    try:
-        problem = Problem.model_validate_json(bytes(answer.body))
-    except ValidationError:
-        return []
-    handles = (problem.model_extra or {}).get("handles", []) if problem.code == "unknown_handle" else []
-    return [handle for handle in handles if isinstance(handle, str)]
-
-
-def gone(handle: str, why: str) -> NotFound:
-    """The exception for a value that neither end has any more."""
-    detail = (
-        f"the server has no value under the handle '{handle}' any more, and its data cannot be sent again: "
-        f"{why}; put them again and use the new handle"
-    )
-    return NotFound(detail, code="unknown_handle", status=404, extra={"handles": [handle]})

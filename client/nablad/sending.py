@@ -7,12 +7,17 @@ from typing import Any
 
 import httpx
 
+from nablad import wire
 from nablad.calls import Call, no_answer
+from nablad.compressing import check_compression, restored, squeezed
 from nablad.sharing import Lent, Sharing, unknown
 from nablad.transports import Address, Answer, BlockingTransport, NonblockingTransport, address
 from nablad.transports.exchange import Timeouts
 from nablad.transports.nonblocking import on_asyncio
 from nablad.transports.translated import Parts
+
+SMALL = 64 * 1024
+"""Bytes that are compressed on the event loop: a thread would cost more than the work."""
 
 
 def sharing(address: Address | None) -> Sharing:
@@ -41,7 +46,10 @@ class Sender:
         transport: httpx.BaseTransport | None = None,
         *,
         shared_memory: bool = False,
+        compression: str | None = None,
     ) -> None:
+        check_compression(compression, shared_memory)
+        self._compressed = compression is not None
         self.url = url
         self._address = None if transport is not None else address(url)
         if self._address is None:
@@ -57,6 +65,9 @@ class Sender:
         Raises:
             ConnectionFailed: there was none.
         """
+        return restored(self._send(squeezed(call))) if self._compressed else self._send(call)
+
+    def _send(self, call: Call[Any]) -> Answer:
         try:
             if self._address is None:
                 return Answer.of(self._http.send(call.request(self._http)))
@@ -101,7 +112,10 @@ class AsyncSender:
         transport: httpx.AsyncBaseTransport | None = None,
         *,
         shared_memory: bool = False,
+        compression: str | None = None,
     ) -> None:
+        check_compression(compression, shared_memory)
+        self._compressed = compression is not None
         self.url = url
         self._timeout = timeout
         self._transport = transport
@@ -117,6 +131,15 @@ class AsyncSender:
         Raises:
             ConnectionFailed: there was none.
         """
+        if not self._compressed:
+            return await self._send(call)
+        if call.body is None or wire.body_size(call.body) <= SMALL:
+            answer = await self._send(squeezed(call))
+        else:
+            answer = await self._send(await asyncio.to_thread(squeezed, call))
+        return restored(answer) if len(answer.body) <= SMALL else await asyncio.to_thread(restored, answer)
+
+    async def _send(self, call: Call[Any]) -> Answer:
         try:
             if self._address is None or not on_asyncio():
                 return Answer.of(await self._http.send(call.request(self._http)))

@@ -31,6 +31,7 @@ from nablad_service.pipeline import Pipeline
 from nablad_service.programs import Programs
 from nablad_service.routes import health, models, operators, programs, shortcuts, values
 from nablad_service.routes import metrics as counters
+from nablad_service.routes.compression import CompressedAnswers
 from nablad_service.routes.problems import problem
 from nablad_service.routes.schema import openapi
 from nablad_service.routes.shared_memory import SharedBodies
@@ -160,6 +161,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.state.memory = None
     app.state.blocks = Blocks()
+    app.add_middleware(CompressedAnswers)
     app.add_middleware(SharedBodies)
     app.add_middleware(Failures)
     app.add_middleware(Counting, metrics=metrics)

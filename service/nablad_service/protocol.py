@@ -12,7 +12,11 @@ import asyncio
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from nablad.frame import Buffer
 from nablad_service.receiving import RECEIVE_INTO
+
+SMALL = 64 * 1024
+"""Bytes that are joined to be written at once."""
 
 
 class ReceivingProtocol(HttpToolsProtocol):
@@ -23,6 +27,7 @@ class ReceivingProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         # A pipelined request waits for the one before it: its body comes in the usual way.
         if self.cycle is not before and (before is None or before.response_complete):
+            self.cycle.transport = HeadWithBody(self.transport)  # type: ignore[assignment] # all that it uses
             self.scope["extensions"] = {RECEIVE_INTO: self._receive_into}  # type: ignore[dict-item] # no dict
 
     async def _receive_into(self, block: memoryview) -> int:
@@ -60,6 +65,44 @@ class ReceivingProtocol(HttpToolsProtocol):
         # Whoever receives from now on waits for the connection's end, not for a body.
         self.cycle.message_event.clear()
         self.transport.resume_reading()
+
+
+class HeadWithBody:
+    """The transport of an answer: its head goes out with the beginning of its body, in one segment.
+
+    uvicorn writes them one by one; the caller would be woken for the head, and wait once more for the body.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = b""
+        """Empty before the head comes, None when it has gone."""
+        self.is_closing = transport.is_closing
+
+    def write(self, data: Buffer) -> None:
+        """Write, or hold back the head."""
+        if self._head is None:
+            self._transport.write(data)
+        elif not self._head:
+            self._head = bytes(data)
+            # Where no body follows at once, the head does not wait for it.
+            asyncio.get_running_loop().call_soon(self._flush)
+        elif len(data) <= SMALL:
+            head, self._head = self._head, None
+            self._transport.write(head + data)
+        else:
+            self._flush()
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Close when everything is written."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head:
+            self._transport.write(self._head)
+            self._head = None
 
 
 class Filling(asyncio.BufferedProtocol):

@@ -293,7 +293,7 @@ def test_programs_that_call_python_or_run_in_chunks_are_not_batched() -> None:
     from nablad_service.query import arguments
 
     with pytest.raises(Unfit, match="callback"):
-        together(jax.jit(calls_back).trace(arguments(query)), query, 2, GIBIBYTE)
+        together(jax.jit(calls_back).trace(arguments(query)), query, 2, GIBIBYTE, ENGINE.placement)
 
 
 def test_a_batch_that_would_take_too_much_memory_is_made_smaller() -> None:

@@ -450,3 +450,24 @@ def test_where_there_is_no_room_arrays_go_along_with_the_call() -> None:
             for _ in range(3):
                 assert client.evaluate("x[17]", inputs={"x": points}).result == points[17]
         assert wire.calls() == ["PUT /v1/values"] + ["POST /v1/evaluate"] * 3
+
+
+def test_arrays_that_do_not_fit_together_still_get_there() -> None:
+    with local_server("--max-resident-bytes", "10000") as url:
+        wire = Counting()
+        with nablad.Client(url, transport=wire, dedupe=True, dedupe_bytes=1000) as client:
+            inputs = {name: np.full(600, number) for name, number in (("a", 1.0), ("b", 2.0), ("c", 3.0))}
+            for _ in range(3):
+                assert client.evaluate("a[0] + b[0] + c[0]", inputs=inputs).result == 6.0
+        assert len(wire.calls()) < 20
+
+
+def test_resident_arrays_are_spilled_by_a_server_with_a_budget() -> None:
+    with local_server("--device-memory", "10000") as url, nablad.Client(url) as client:
+        arrays = [np.full(1000, float(number)) for number in range(3)]
+        handles = [client.put(array) for array in arrays]
+        for _ in range(2):
+            for array, handle in zip(arrays, handles, strict=True):
+                assert client.evaluate("sum(x)", inputs={"x": handle}).result == array.sum()
+                assert "nablad_device_bytes 8000.0" in httpx.get(f"{url}/metrics").text
+        assert "nablad_resident_bytes 24000.0" in httpx.get(f"{url}/metrics").text

@@ -45,9 +45,12 @@ class Answer:
     def of(cls, response: httpx.Response) -> Answer:
         """An answer that httpx has read."""
         headers = [(name.lower(), value) for name, value in response.headers.raw]
-        # What came compressed, httpx has decoded.
-        body = None if "content-encoding" in response.headers else response.extensions.get("body")
-        return cls(response.status_code, headers, response.content if body is None else body)
+        body: Buffer | None = response.extensions.get("body")
+        if body is None or "content-encoding" in response.headers:
+            # httpx has taken the coding off.
+            headers = [header for header in headers if header[0] != b"content-encoding"]
+            body = response.content
+        return cls(response.status_code, headers, body)
 
 
 class Incoming:

@@ -2,6 +2,10 @@
 
 On a CPU the device's copy of an aligned array is a view of it; elsewhere it takes the device's memory. The
 host keeps its copy in either case, so that spilling an array is forgetting the other one.
+
+Nothing is donated. JAX takes over only memory that it allocated itself; what a request brings lies where it
+was received, and is copied for a donation: a gradient in 100 MB took 1.4 to 1.6 times as long with one as
+without, on two CPU cores.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -13,10 +13,11 @@ from starlette.types import Receive, Scope, Send
 
 from nablad import wire
 from nablad.arrays import Encoding
+from nablad.compression import ZSTD, available, decompressed
 from nablad.frame import Buffer, aligned
 from nablad.messages import Timing
 from nablad.problems import Refusal
-from nablad_service.pipeline import Answer, Pipeline
+from nablad_service.pipeline import Answer, Pipeline, off_loop
 from nablad_service.reading import Body
 from nablad_service.receiving import LYING, receiver
 
@@ -38,15 +39,18 @@ async def read_body(request: Request) -> Body:
             connection ended early.
     """
     media = wire.media_type(request.headers.get("content-type"))
-    if (coding := request.headers.get("content-encoding", "identity")) != "identity":
-        raise Refusal("unknown_media_type", f"bodies come without Content-Encoding, not as '{coding}'")
+    coding = request.headers.get("content-encoding", "identity")
+    if coding != "identity" and not (coding == ZSTD and available()):
+        spoken = f"with {ZSTD} or without" if available() else "without"
+        raise Refusal("unknown_media_type", f"bodies come {spoken} Content-Encoding, not as '{coding}'")
     answer, encoding = wire.answer_type(request.headers.get("accept"), media)
     limit = request.app.state.settings.max_body_bytes
+    tenant = tenant_of(request.headers.get(TENANT))
     lying: memoryview | None = (request.scope.get("extensions") or {}).get(LYING)
     if lying is not None:
         if len(lying) > limit:
             raise _too_large(limit)
-        return Body(lying, media, answer, encoding)
+        return Body(await _plain(lying, coding, limit), media, answer, encoding, tenant)
     announced = request.headers.get("content-length", "")
     size = int(announced) if announced.isdigit() else None
     if size is not None and size > limit:
@@ -55,7 +59,12 @@ async def read_body(request: Request) -> Body:
         data = await (_received(request, limit) if size is None else _received_in_place(request, size))
     except ClientDisconnect:
         raise Refusal("malformed_body", "the connection ended before the body did") from None
-    return Body(data, media, answer, encoding, tenant_of(request.headers.get(TENANT)))
+    return Body(await _plain(data, coding, limit), media, answer, encoding, tenant)
+
+
+async def _plain(data: Buffer, coding: str, limit: int) -> Buffer:
+    """A body without its `Content-Encoding`."""
+    return data if coding != ZSTD else await off_loop(limit, lambda: decompressed(data, limit))
 
 
 async def _received_in_place(request: Request, size: int) -> Buffer:
@@ -64,7 +73,7 @@ async def _received_in_place(request: Request, size: int) -> Buffer:
         # JAX holds on to the inputs of one call until the next, or until cycles are collected: with them gone
         # their block is used again.
         gc.collect(0)
-        block: memoryview = request.app.state.blocks.lend(size)
+        block = _room(size, request.app.state.blocks.lend)
         if await receive_into(block) < size:
             raise ClientDisconnect
         return block
@@ -74,10 +83,18 @@ async def _received_in_place(request: Request, size: int) -> Buffer:
         if len(chunk) == size:
             return chunk  # a small body comes whole; the alignment of small arrays is worth no copy
         # Made when the first bytes are here: an announcement alone costs no memory.
-        data = aligned(size) if data is None else data
+        data = _room(size, aligned) if data is None else data
         data[end : end + len(chunk)] = chunk
         end += len(chunk)
     return b"" if data is None else data[:end]
+
+
+def _room(size: int, lend: Callable[[int], memoryview]) -> memoryview:
+    try:
+        return lend(size)
+    except MemoryError:
+        detail = f"the server has no memory for a body of {size} bytes; send less at once"
+        raise Refusal("out_of_memory", detail) from None
 
 
 async def _received(request: Request, limit: int) -> Buffer:
