@@ -73,6 +73,8 @@ ENV PATH=/opt/nablad/bin:$PATH \
 # Compiled programs outlive the container if this folder is a volume. Who may write here may run code in the
 # server: never share it with anyone you would not give a shell.
 ENV JAX_COMPILATION_CACHE_DIR=/var/cache/nablad/jax
+# What computations return lies on large pages: a hundred megabytes come in 50 pieces, not in 25,000.
+ENV GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 # Empty, `-e NABLAD_REPOSITORY=`, it keeps models in memory only.
 ENV NABLAD_REPOSITORY=/models
 # Bases without CUDA do not say what they want of the driver. Without a GPU this does nothing.

@@ -194,3 +194,22 @@ def test_plan_draws_in_letters_and_as_a_picture(url: str, hosted: str, tmp_path:
     picture = (tmp_path / "plan.svg").read_text(encoding="utf-8")
     assert picture.startswith("<svg ")
     assert "laplacian(model(x)[:, 0], x)" in picture
+
+
+def test_warm_compiles_for_shapes_without_data(client: nablad.Client, url: str, hosted: str) -> None:
+    loss = "mean((model(x) - y)**2) + 0 * norm(x)"
+    words = ["warm", "--url", url, "--model", hosted, "--loss", loss]
+    words += ["--shape", "x=float32:11,2", "--shape", "y=float32:11,1", "--wrt", "params", "--wrt", "x"]
+    done = nablad_command(*words, "--batch-size", "3")
+    assert done.returncode == 0, done.stderr
+    assert "one call: compiled in" in done.stdout
+    assert "4 calls at once: compiled in" in done.stdout
+    inputs = {"x": np.zeros((11, 2), "float32"), "y": np.zeros((11, 1), "float32")}
+    found = client.gradient(loss, inputs=inputs, model=hosted, wrt=["params", "x"])
+    assert not found.timing.compiled
+    again = nablad_command(*words)
+    assert "one call: was there already" in again.stdout
+    for shape in ("x=float31:2", "x=float32:two"):
+        refused = nablad_command("warm", "--url", url, "--loss", "x", "--shape", shape)
+        assert refused.returncode == 1
+        assert "must be DTYPE:LENGTHS" in refused.stderr

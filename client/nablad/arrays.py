@@ -66,7 +66,7 @@ def decode_array(value: Any, name: str) -> Received:
 
 def is_array_form(value: Any) -> bool:
     """Whether a decoded value stands for an array rather than a tree of arrays."""
-    return not isinstance(value, Mapping) or ("data" in value and "dtype" in value)
+    return not isinstance(value, (dict, Mapping)) or ("data" in value and "dtype" in value)
 
 
 def stand_in(value: Any, name: str) -> Any:
@@ -91,8 +91,7 @@ def _dtype(dtype: Any, name: str) -> np.dtype[Any]:
 
 
 def _from_members(value: Mapping[str, Any], name: str) -> NDArray[Any]:
-    missing = KEYS - {"shape"} - set(value)
-    if missing or set(value) - KEYS:
+    if value.keys() != KEYS and (KEYS - {"shape"} - set(value) or set(value) - KEYS):
         given = ", ".join(map(str, value)) or "nothing"
         detail = f"the array '{name}' needs dtype, shape and data, it has {given}"
         raise Refusal("invalid_array", detail)
@@ -217,8 +216,8 @@ def encode_tree(value: Any, encoding: Encoding) -> Any:
 
 def decode_tree(value: Any, name: str) -> Any:
     """The inverse of `encode_tree` for answers: NumPy arrays, dicts and tuples."""
-    if isinstance(value, Mapping) and not is_array_form(value):
-        if set(value) == {"tuple"}:
+    if isinstance(value, (dict, Mapping)) and not is_array_form(value):
+        if len(value) == 1 and "tuple" in value:
             return tuple(decode_tree(item, name) for item in value["tuple"])
         return {key: decode_tree(item, f"{name}.{key}") for key, item in value.items()}
     if value is None:

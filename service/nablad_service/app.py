@@ -32,6 +32,7 @@ from nablad_service.programs import Programs
 from nablad_service.routes import health, models, operators, programs, shortcuts, values
 from nablad_service.routes import metrics as counters
 from nablad_service.routes.compression import CompressedAnswers
+from nablad_service.routes.hot import HotPaths
 from nablad_service.routes.problems import problem
 from nablad_service.routes.schema import openapi
 from nablad_service.routes.shared_memory import SharedBodies
@@ -161,6 +162,11 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.state.memory = None
     app.state.blocks = Blocks()
+    app.add_middleware(
+        HotPaths,
+        endpoints={"/v1/gradient": programs.gradient, "/v1/evaluate": programs.evaluate},
+        refuse=problem,
+    )
     app.add_middleware(CompressedAnswers)
     app.add_middleware(SharedBodies)
     app.add_middleware(Failures)

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from nablad import wire
@@ -20,6 +21,7 @@ from nablad.frame import Buffer
 from nablad.messages import Timing, Warming
 from nablad.problems import Refusal
 from nablad_service import reading
+from nablad_service.answer_templates import AnswerTemplate, template_of
 from nablad_service.batches import Batches
 from nablad_service.engine.buckets import InBucket
 from nablad_service.engine.engine import Executable
@@ -39,6 +41,10 @@ SMALL = 64 * 1024
 """Bytes that are decoded or encoded on the event loop: a thread would cost more than the work."""
 
 
+TEMPLATES = 512
+"""Programs whose answers' common parts are kept."""
+DOCUMENTS = ("plan", "dtype", "non_finite")
+"""Members of an answer that hold no arrays."""
 LARGEST_LISTS = 64 * 1024 * 1024
 """Bytes of arrays that are written as nested lists: as Python's numbers they take many times the room."""
 
@@ -76,6 +82,7 @@ class Pipeline:
         self.tuner = tuner
         self.batches = batches
         self.metrics = metrics
+        self._templates: dict[tuple[int, str], tuple[Any, AnswerTemplate]] = {}
 
     async def gradient(self, body: Body) -> Answer:
         """`POST /v1/gradient`."""
@@ -180,32 +187,58 @@ class Pipeline:
         except asyncio.CancelledError:  # the drain time of a stopping server is over
             raise Refusal("stopping", "the server stopped before the answer was ready; ask again") from None
         self.metrics.queue.observe(finished.waited)
-        size = _bytes(finished.result)
-
-        def pack() -> tuple[list[Buffer], Timing]:
-            started = time.perf_counter()
-            sections = {
-                name: section if name in ("plan", "dtype", "non_finite") else _encode(section, body.encoding)
-                for name, section in result.items()
-            }
-            timing = Timing(
-                decode_ms=decoded * 1e3,
-                queue_ms=finished.waited * 1e3,
-                compile_ms=compiling * 1e3,
-                device_ms=finished.ran * 1e3,
-                compiled=compiled,
-                together=finished.together,
-            )
-
-            def last() -> dict[str, Any]:
-                # Measured when everything before it is packed.
-                timing.encode_ms = (time.perf_counter() - started) * 1e3
-                return timing.model_dump()
-
-            return wire.encode_with_last(sections, "timing", last, body.answer), timing
-
-        pieces, timing = await off_loop(size, pack)
+        timing = Timing.model_construct(
+            decode_ms=decoded * 1e3,
+            queue_ms=finished.waited * 1e3,
+            compile_ms=compiling * 1e3,
+            device_ms=finished.ran * 1e3,
+            compiled=compiled,
+            together=finished.together,
+        )
+        small = self._from_template(result, timing, body)
+        if small is not None:
+            return Answer([small], body.answer, timing)
+        pieces = await off_loop(_bytes(finished.result), lambda: _packed(result, timing, body))
+        self._learn(pieces, result, body)
         return Answer(pieces, body.answer, timing)
+
+    def _from_template(self, result: dict[str, Any], timing: Timing, body: Body) -> bytes | None:
+        """An answer put together from what it shares with others of its program, if that is known."""
+        plan = result.get("plan")
+        # Programs have one document each, the same object in all their answers.
+        known = self._templates.get((id(plan), body.answer))
+        if known is None or known[0] is not plan or "non_finite" in result:
+            return None
+        started = time.perf_counter()
+        arrays = {name: section for name, section in result.items() if name not in DOCUMENTS}
+        return known[1].body(arrays, partial(_last, timing, started))
+
+    def _learn(self, pieces: list[Buffer], result: dict[str, Any], body: Body) -> None:
+        """Remember what other answers of the same program will share with this one."""
+        plan = result.get("plan")
+        if plan is None or "non_finite" in result or "dtype" in result:
+            return
+        arrays = {name: section for name, section in result.items() if name not in DOCUMENTS}
+        template = template_of(pieces, arrays, body.answer)
+        if template is not None:
+            self._templates[id(plan), body.answer] = (plan, template)
+            while len(self._templates) > TEMPLATES:
+                self._templates.pop(next(iter(self._templates)))
+
+
+def _packed(result: dict[str, Any], timing: Timing, body: Body) -> list[Buffer]:
+    started = time.perf_counter()
+    sections = {
+        name: section if name in DOCUMENTS else _encode(section, body.encoding)
+        for name, section in result.items()
+    }
+    return wire.encode_with_last(sections, "timing", partial(_last, timing, started), body.answer)
+
+
+def _last(timing: Timing, started: float) -> dict[str, Any]:
+    # Measured when everything before it is packed.
+    timing.encode_ms = (time.perf_counter() - started) * 1e3
+    return timing.__dict__
 
 
 async def off_loop(size: int, work: Callable[[], T]) -> T:

@@ -471,3 +471,34 @@ def test_resident_arrays_are_spilled_by_a_server_with_a_budget() -> None:
                 assert client.evaluate("sum(x)", inputs={"x": handle}).result == array.sum()
                 assert "nablad_device_bytes 8000.0" in httpx.get(f"{url}/metrics").text
         assert "nablad_resident_bytes 24000.0" in httpx.get(f"{url}/metrics").text
+
+
+def test_large_values_keep_their_memory_to_themselves(any_client: nablad.Client) -> None:
+    """Memory of bodies is used again for others: not as long as something resident lies in it."""
+    rng = np.random.default_rng(5)
+    values = [rng.standard_normal(400_000) for _ in range(2)]
+    handles = [any_client.put(value) for value in values]
+    any_client.put({"a": values[0], "b": np.ones(3)})
+    for _ in range(4):
+        other = rng.standard_normal(400_000)
+        assert any_client.evaluate("x[7]", inputs={"x": other}).result == other[7]
+    for value, handle in zip(values, handles, strict=True):
+        np.testing.assert_array_equal(any_client.evaluate("x + 0", inputs={"x": handle}).result, value)
+
+
+def test_an_asynchronous_client_sends_large_unchanged_inputs_once(url: str) -> None:
+    class Noting(httpx.AsyncHTTPTransport):
+        sent: list[str] = []  # noqa: RUF012 - of the one instance there is
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            self.sent.append(f"{request.method} {request.url.path}")
+            return await super().handle_async_request(request)
+
+    async def work() -> None:
+        points = np.random.default_rng(6).standard_normal(500)
+        async with nablad.AsyncClient(url, transport=Noting(), dedupe=True, dedupe_bytes=1000) as client:
+            for _ in range(3):
+                assert (await client.evaluate("x[3]", inputs={"x": points})).result == points[3]
+
+    asyncio.run(work())
+    assert Noting.sent == ["PUT /v1/values"] + ["POST /v1/evaluate"] * 3

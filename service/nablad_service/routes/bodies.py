@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from fastapi import Request
@@ -38,20 +39,20 @@ async def read_body(request: Request) -> Body:
         Refusal: `body_too_large`, `unknown_media_type`, `not_acceptable`, or `malformed_body` where the
             connection ended early.
     """
-    media = wire.media_type(request.headers.get("content-type"))
-    coding = request.headers.get("content-encoding", "identity")
+    headers: dict[bytes, bytes] = dict(request.scope["headers"])
+    media, answer, encoding = formats(headers.get(b"content-type"), headers.get(b"accept"))
+    coding = headers.get(b"content-encoding", b"identity").decode("latin-1")
     if coding != "identity" and not (coding == ZSTD and available()):
         spoken = f"with {ZSTD} or without" if available() else "without"
         raise Refusal("unknown_media_type", f"bodies come {spoken} Content-Encoding, not as '{coding}'")
-    answer, encoding = wire.answer_type(request.headers.get("accept"), media)
     limit = request.app.state.settings.max_body_bytes
-    tenant = tenant_of(request.headers.get(TENANT))
+    tenant = tenant_of(headers.get(b"nablad-tenant", b"").decode("latin-1"))
     lying: memoryview | None = (request.scope.get("extensions") or {}).get(LYING)
     if lying is not None:
         if len(lying) > limit:
             raise _too_large(limit)
         return Body(await _plain(lying, coding, limit), media, answer, encoding, tenant)
-    announced = request.headers.get("content-length", "")
+    announced = headers.get(b"content-length", b"")
     size = int(announced) if announced.isdigit() else None
     if size is not None and size > limit:
         raise _too_large(limit)
@@ -65,6 +66,17 @@ async def read_body(request: Request) -> Body:
 async def _plain(data: Buffer, coding: str, limit: int) -> Buffer:
     """A body without its `Content-Encoding`."""
     return data if coding != ZSTD else await off_loop(limit, lambda: decompressed(data, limit))
+
+
+@lru_cache(maxsize=256)
+def formats(content_type: bytes | None, accept: bytes | None) -> tuple[str, str, Encoding]:
+    """The format of a body, and of its answer with the encoding of arrays there.
+
+    Raises:
+        Refusal: `unknown_media_type` or `not_acceptable`.
+    """
+    media = wire.media_type(None if content_type is None else content_type.decode("latin-1"))
+    return media, *wire.answer_type(None if accept is None else accept.decode("latin-1"), media)
 
 
 async def _received_in_place(request: Request, size: int) -> Buffer:

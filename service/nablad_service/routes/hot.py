@@ -1,14 +1,20 @@
-"""Routes for calls that come in crowds: FastAPI describes them, and is not in their way."""
+"""Paths that calls come to in crowds: FastAPI describes them, and is not in their way."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from fastapi import Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from nablad.problems import Refusal
+
+Endpoint: TypeAlias = "Callable[[Request], Awaitable[Response]]"
+Refuse: TypeAlias = "Callable[[Refusal], Response]"
 
 
 class HotRoute(APIRoute):
@@ -26,3 +32,34 @@ class HotRoute(APIRoute):
             await response(scope, receive, send)
 
         self.app = app
+
+
+@dataclass(frozen=True)
+class _Hot:
+    path: str
+    endpoint: Endpoint
+
+
+class HotPaths:
+    """ASGI middleware that answers POST on some paths by itself, and leaves all else to the application.
+
+    To find the route of a call, and to wrap it, takes the application as long as all that a small call needs.
+    `refuse` makes a response of a refusal.
+    """
+
+    def __init__(self, app: ASGIApp, endpoints: Mapping[str, Endpoint], refuse: Refuse) -> None:
+        self._app = app
+        self._hot = {path: _Hot(path, endpoint) for path, endpoint in endpoints.items()}
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hot = self._hot.get(scope.get("path", "")) if scope.get("method") == "POST" else None
+        if hot is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = hot
+        try:
+            response = await hot.endpoint(Request(scope, receive))
+        except Refusal as refusal:
+            response = self._refuse(refusal)
+        await response(scope, receive, send)
