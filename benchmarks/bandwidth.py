@@ -189,7 +189,7 @@ def report(found: dict[str, dict[str, Road]], rounds: int, notes: list[str]) -> 
         names = list(next(iter(found.values())))
         figure.set_size_inches(4 * len(found) + 2, 1.2 + 0.35 * len(names))
         for axes, (size, some) in zip(
-            figure.subplots(1, len(found), sharey=True), found.items(), strict=True
+            figure.subplots(1, len(found), sharey=True, squeeze=False)[0], found.items(), strict=True
         ):
             p50 = [some[name].times.p50 if name in some else None for name in names]
             floor = some[ECHO].times.p50 + some[IN_PROCESS].times.p50

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -120,6 +122,8 @@ def ready_to_measure() -> Iterator[Callable[[argparse.Namespace, Report], int]]:
     """Watches the machine; what it gives prints a report and writes its page."""
     # The benchmark and its server share a GPU: neither may take all memory at its start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    # Whoever ends the benchmark ends what it started too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = Clock.now()
 
     def publish(options: argparse.Namespace, report: Report) -> int:

@@ -65,13 +65,13 @@ def warm_rate(calls: Any, begin: float, end: float) -> float:
 
 
 def steady(
-    crowd: Crowd, servers: dict[str, Server], rounds: int, seconds: float
+    crowd: Crowd, servers: dict[str, Server], numbers: Sequence[int], rounds: int, seconds: float
 ) -> dict[tuple[str, int, str], Measured]:
     """Every program, number of callers and server, in turn; the first round warms."""
     found: dict[tuple[str, int, str], Measured] = {}
     for number in range(rounds + 1):
         for load in LOADS:
-            for callers in CALLERS:
+            for callers in numbers:
                 for name, server in servers.items():
                     calls, said = crowd.stretch(server, load, callers, seconds)
                     if number == 0:  # new numbers of callers may be compiled for
@@ -114,7 +114,7 @@ def beside_a_compilation(crowd: Crowd, server: Server, rounds: int, seconds: flo
 
 
 def measure(
-    rounds: int, seconds: float
+    numbers: Sequence[int], rounds: int, seconds: float
 ) -> tuple[dict[tuple[str, int, str], Measured], dict[str, list[float]], Times]:
     """Steady load, load beside a compilation, and health."""
     with ExitStack() as stack:
@@ -126,7 +126,7 @@ def measure(
                 client.create_model(load.model, architecture)
                 load.ask(client)
         callers = stack.enter_context(crowd(LOADS, max(CALLERS)))
-        found = steady(callers, servers, rounds, seconds)
+        found = steady(callers, servers, numbers, rounds, seconds)
         beside = beside_a_compilation(callers, servers[BATCHED], rounds, seconds)
         return found, beside, Times.of(callers.health)
 
@@ -215,9 +215,10 @@ def report(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write."""
     chosen = parser(__doc__).parse_args(arguments)
+    numbers = (1, max(CALLERS)) if chosen.quick else CALLERS
     plan = (1, 0.25) if chosen.quick else (5, 2.0)
     with ready_to_measure() as publish:
-        found, beside, health = measure(*plan)
+        found, beside, health = measure(numbers, *plan)
         return publish(chosen, report(found, beside, health, plan))
 
 
