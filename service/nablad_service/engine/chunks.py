@@ -256,13 +256,16 @@ def _loop(schedule: _Schedule, loop: int, whole: dict[int, Any], at_once: int) -
             for value, one, part in zip(together, before, parts, strict=True)
         ]
 
-    def step(carry: list[Any], number: Any) -> tuple[list[Any], list[Any]]:
-        parts, rows = at(number * at_once, at_once)
-        return joined(carry, parts), rows
+    def step(carry: tuple[Any, list[Any]], _: None) -> tuple[tuple[Any, list[Any]], list[Any]]:
+        start, before = carry
+        parts, rows = at(start, at_once)
+        return (start + at_once, joined(before, parts)), rows
 
     avals = [schedule.flat.avals[value] for value in together]
     nothing = [jnp.zeros(aval.shape, aval.dtype) for aval in avals]
-    totals, all_rows = jax.lax.scan(step, nothing, jnp.arange(chunks))
+    # Carried, so that what is beyond the last whole chunk begins when the loop has ended: XLA for CPUs does
+    # side by side what does not wait for one another, and both would need their memory.
+    (end, totals), all_rows = jax.lax.scan(step, (jnp.zeros((), jnp.int32), nothing), length=chunks)
     found = dict(zip(together, totals, strict=True))
     for value, rows in zip(stacked, all_rows, strict=True):
         axis = schedule.axis[value]
@@ -270,7 +273,7 @@ def _loop(schedule: _Schedule, loop: int, whole: dict[int, Any], at_once: int) -
         lengths[axis] = chunks * at_once
         found[value] = jnp.moveaxis(rows, 0, axis).reshape(lengths)
     if rest:
-        parts, last = at(chunks * at_once, rest)
+        parts, last = at(end, rest)
         found.update(zip(together, joined(totals, parts), strict=True))
         for value, row in zip(stacked, last, strict=True):
             found[value] = jnp.concatenate([found[value], row], axis=schedule.axis[value])

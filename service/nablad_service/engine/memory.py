@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from nablad_service.engine.engine import Traced
 
 
+HEADROOM = 1.5
+"""What a run in chunks takes, for each byte that is counted.
+
+Measured on two CPU cores, the gradient of a squared Laplacian, width 64: 1.6 with 1024 examples at a time,
+1.5 with 5120. XLA says 1.1 for its own buffers; the rest are what it does not tell.
+"""
+
+
 def fitted(
     first: Traced,
     trace: Callable[[Choices], Traced],
@@ -65,7 +73,7 @@ def _bases(alternatives: Mapping[int, tuple[str, ...]]) -> Iterable[dict[int, st
 def _in_chunks(
     whole: Traced, trace: Callable[[Choices], Traced], choices: Choices, examples: int | None, limit: int
 ) -> Traced:
-    """The largest chunks that fit; where none does, what needs least."""
+    """The largest chunks that fit with some headroom; where none does, what needs least."""
     if whole.cost.peak_bytes <= limit or not examples or examples < 2:
         return whole
     one = _or_none(trace, {**choices, EXAMPLES: "1"})
@@ -73,14 +81,27 @@ def _in_chunks(
         return one or whole
     # Memory grows with the chunk by the same step, but for what the count rounds.
     step = (whole.cost.peak_bytes - one.cost.peak_bytes) / (examples - 1)
-    at_once = int((limit - one.cost.peak_bytes) / step) + 1 if step > 0 else 1
+    room = limit / HEADROOM
+    at_once = int((room - one.cost.peak_bytes) / step) + 1 if step > 0 else 1
     at_once = min(at_once, examples // 2)
     while at_once > 1:
+        at_once = _without_rest(at_once, examples)
         found = _or_none(trace, {**choices, EXAMPLES: str(at_once)})
-        if found is not None and found.cost.peak_bytes <= limit:
+        if found is not None and found.cost.peak_bytes <= room:
             return found
         at_once = at_once * 3 // 4
     return one
+
+
+def _without_rest(at_once: int, examples: int) -> int:
+    """A number, half of `at_once` at least, that divides the examples, where there is one.
+
+    What is beyond whole chunks is a computation of its own, which takes as long to compile as the loop.
+    """
+    for fewer in range(at_once, at_once // 2, -1):
+        if examples % fewer == 0:
+            return fewer
+    return at_once
 
 
 def _or_none(trace: Callable[[Choices], Traced], choices: Choices) -> Traced | None:
