@@ -22,7 +22,7 @@ from nablad_service.engine.engine import Engine, Executable
 from nablad_service.engine.together import Together, Unfit
 from nablad_service.metrics import Metrics
 from nablad_service.query import Query
-from nablad_service.watched_threads import Overrun, Stuck, WatchedThreads
+from nablad_service.watched_threads import BEHIND, Overrun, Stuck, WatchedThreads
 
 log = logging.getLogger("nablad")
 
@@ -63,7 +63,7 @@ class Batches:
         self._limits = limits
         self._metrics = metrics or Metrics()
         # Apart from the other compilations: those have callers that wait for them.
-        self._threads = WatchedThreads("batch", 1, seconds, spare=SPARE)
+        self._threads = WatchedThreads("batch", 1, seconds, spare=SPARE, nice=BEHIND)
 
     def key(self, query: Query, executable: Executable) -> Hashable | None:
         """What calls that may be computed together have in common; None where this one goes alone."""

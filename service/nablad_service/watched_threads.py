@@ -7,6 +7,8 @@ spare ones. `concurrent.futures` cannot replace a thread, and waits for all of t
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -17,6 +19,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+BEHIND = 10
+"""How nice threads are that nobody's running calls wait for."""
 LONGEST_LOOK = 1.0
 """Seconds between two looks at what runs: a thread of their own wakes so often, a call wakes none."""
 
@@ -54,10 +58,13 @@ class WatchedThreads:
         seconds: how long one may run before it is left behind; 0 for no limit.
         spare: how many threads may be lost and replaced. The device's thread has none: what occupies the
             device occupies it for everybody.
+        nice: by how much the system puts them behind others, where it does so by thread (Linux). Compiling
+            takes all cores it is given, and calls of programs that are compiled already wait for one.
     """
 
-    def __init__(self, name: str, count: int, seconds: float, *, spare: int = 0) -> None:
+    def __init__(self, name: str, count: int, seconds: float, *, spare: int = 0, nice: int = 0) -> None:
         self._name = name
+        self._nice = nice
         self._count = count
         self._seconds = seconds
         self._spare = spare
@@ -110,6 +117,8 @@ class WatchedThreads:
         threading.Thread(target=self._serve, name=self._name, daemon=True).start()
 
     def _serve(self) -> None:
+        if self._nice and sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
         while True:
             with self._changed:
                 while not self._waiting and not self._closed.is_set():

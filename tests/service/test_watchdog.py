@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -232,3 +234,19 @@ def test_work_without_a_limit_is_never_left_behind() -> None:
         2,
     ]
     threads.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")
+def test_threads_that_compile_stand_behind_others() -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    behind, device = WatchedThreads("test", 1, 0, nice=5), WatchedThreads("test", 1, 0)
+    try:
+        own = priority()
+        assert behind.submit(priority).result(10) == 5
+        assert own < 5, "run these tests at the usual priority"
+        assert device.submit(priority).result(10) == own
+    finally:
+        behind.close()
+        device.close()
