@@ -118,7 +118,8 @@ class WatchedThreads:
 
     def _serve(self) -> None:
         if self._nice and sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
+            own = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + self._nice)
         while True:
             with self._changed:
                 while not self._waiting and not self._closed.is_set():

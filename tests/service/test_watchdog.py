@@ -244,8 +244,7 @@ def test_threads_that_compile_stand_behind_others() -> None:
     behind, device = WatchedThreads("test", 1, 0, nice=5), WatchedThreads("test", 1, 0)
     try:
         own = priority()
-        assert behind.submit(priority).result(10) == 5
-        assert own < 5, "run these tests at the usual priority"
+        assert behind.submit(priority).result(10) == min(own + 5, 19)
         assert device.submit(priority).result(10) == own
     finally:
         behind.close()
