@@ -64,6 +64,7 @@ def test_memory_is_freed_after_the_last_use() -> None:
     assert of(jax.grad(lambda x: jnp.sum(chain(x))), x).peak_bytes > 20 * 4000
 
 
+@pytest.mark.as_served
 @pytest.mark.parametrize("width", [8, 64])
 def test_nestings_of_one_gradient_penalty_cost_about_the_same_once_merged(width: int) -> None:
     w1, w2 = jnp.ones((width, width)), jnp.ones((width, 1))
