@@ -20,23 +20,13 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 
-from nablad_service.engine.coupling import ELEMENTWISE, FIXED, MIXED, PARTIAL, ZERO, Axis, literal, through
+from nablad_service.engine.coupling import FIXED, MIXED, PARTIAL, ZERO, Axis, literal, through
 from nablad_service.engine.merged import Merged, Step, merged
-from nablad_service.engine.resizing import Part, do, shared
+from nablad_service.engine.resizing import Part, do, repeats, shared
 
 MOST_LOOPS = 3
 """Loops one after the other; what would need more is done for all examples."""
 WHOLE = (FIXED, ZERO)
-REPEAT = ELEMENTWISE | {
-    "broadcast_in_dim",
-    "concatenate",
-    "dot_general",
-    "reduce_sum",
-    "reshape",
-    "squeeze",
-    "transpose",
-}
-"""Primitives whose results are looked through for values that merely repeat themselves."""
 
 
 @dataclass(frozen=True)
@@ -142,26 +132,10 @@ class _Schedule:
 
     def _spread_out(self, step: Step) -> None:
         """Note along which axes the result of a step outside merely repeats itself."""
-        name = step.equation.primitive.name
-        if len(step.makes) != 1 or name not in REPEAT:
-            return
-        made = step.makes[0]
-        ways = [
-            [axis if (value, axis) in self.spread else FIXED for value in step.reads]
-            for axis in sorted({axis for value, axis in self.spread if value in step.reads})
-        ]
-        loop = self.loop[made]
-        for taken in ways:
-            (axis,) = through(step.equation, taken)
-            if axis >= 0 and not shared(step.equation, taken):
-                self.spread[made, axis] = _Placed(step, loop, False, tuple(taken), (axis,))
-        if name == "broadcast_in_dim":
-            (operand,) = step.reads
-            lengths = getattr(self.flat.avals[operand], "shape", ())
-            dims = step.equation.params["broadcast_dimensions"]
-            for axis, length in enumerate(step.equation.params["shape"]):
-                if length == self.number and (axis not in dims or lengths[dims.index(axis)] == 1):
-                    self.spread[made, axis] = _Placed(step, loop, False, (FIXED,), (axis,))
+        along = [[axis for value, axis in self.spread if value == read] for read in step.reads]
+        for axis, taken in repeats(step.equation, along, self.number).items():
+            made = step.makes[0]
+            self.spread[made, axis] = _Placed(step, self.loop[made], False, taken, (axis,))
 
     # -- what is wanted
 
@@ -247,7 +221,7 @@ def _loop(schedule: _Schedule, loop: int, whole: dict[int, Any], at_once: int) -
     chunks, rest = divmod(schedule.number, at_once)
 
     def at(start: Any, length: int) -> tuple[list[Any], list[Any]]:
-        values = _some(schedule, loop, whole, Part(start, length))
+        values = _some(schedule, loop, whole, Part(start, length, schedule.number))
         return [values[value] for value in together], [values[value] for value in stacked]
 
     def joined(before: Sequence[Any], parts: Sequence[Any]) -> list[Any]:

@@ -7,14 +7,14 @@ the step's settings, and what is shared by all examples but has an entry for eac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from nablad_service.engine.coupling import CONVOLUTION, FIXED, ZERO, Axis, literal, through
+from nablad_service.engine.coupling import CONVOLUTION, ELEMENTWISE, FIXED, ZERO, Axis, literal, through
 from nablad_service.engine.merged import CALLS, bind
 
 
@@ -24,6 +24,8 @@ class Part:
 
     start: Any
     length: int
+    number: int
+    """Of all examples."""
 
     def of(self, whole: Any, axis: int) -> Any:
         """Their entries of an array that has one for each example along `axis`."""
@@ -84,6 +86,41 @@ def shared(equation: JaxprEqn, axes: Sequence[Axis]) -> list[tuple[int, int]]:
             shape = equation.invars[position].aval.shape  # type: ignore[attr-defined]
             if axis < len(shape) and shape[axis] == _length(equation, axes):
                 found.append((position, axis))
+    return found
+
+
+REPEAT = ELEMENTWISE | {
+    "broadcast_in_dim",
+    "concatenate",
+    "dot_general",
+    "reduce_sum",
+    "reshape",
+    "squeeze",
+    "transpose",
+}
+"""Primitives whose results are looked through for values that merely repeat themselves."""
+
+
+def repeats(equation: JaxprEqn, along: Sequence[Collection[int]], number: int) -> dict[int, tuple[Axis, ...]]:
+    """The axes, as long as the examples, along which a result merely repeats itself.
+
+    `along` says that of the operands. With each axis stands what is taken of the operands to make some of it.
+    """
+    name = equation.primitive.name
+    if len(equation.outvars) != 1 or name not in REPEAT:
+        return {}
+    found: dict[int, tuple[Axis, ...]] = {}
+    for one in sorted({axis for axes in along for axis in axes}):
+        taken = tuple(one if one in axes else FIXED for axes in along)
+        (axis,) = through(equation, list(taken))
+        if axis >= 0 and not shared(equation, taken):
+            found[axis] = taken
+    if name == "broadcast_in_dim":
+        lengths = getattr(equation.invars[0].aval, "shape", ())
+        dims = equation.params["broadcast_dimensions"]
+        for axis, length in enumerate(equation.params["shape"]):
+            if length == number and (axis not in dims or lengths[dims.index(axis)] == 1):
+                found[axis] = (FIXED,)
     return found
 
 
@@ -154,20 +191,52 @@ def _through(
     def value(atom: Any) -> Any:
         return atom.val if isinstance(atom, Literal) else known[atom]
 
+    spread: dict[Any, tuple[JaxprEqn | None, dict[int, tuple[Axis, ...]]]] = {}
+    """How what is shared is made for some of the examples, from other such values; None where it is cut."""
+    for atom, axis in zip(jaxpr.invars, axes, strict=True):
+        if axis in (FIXED, ZERO):
+            lengths = getattr(atom.aval, "shape", ())
+            spread[atom] = None, {one: () for one, length in enumerate(lengths) if length == part.number}
+
+    def spread_of(atom: Any) -> tuple[JaxprEqn | None, dict[int, tuple[Axis, ...]]]:
+        return (None, {}) if isinstance(atom, Literal) else spread.get(atom, (None, {}))
+
+    cuts: dict[tuple[Any, int], Any] = {}
+
+    def cut(atom: Any, axis: int) -> Any:
+        """What is shared, for the examples at hand; made for these alone where it can be."""
+        equation, ways = spread_of(atom)
+        if equation is None or axis not in ways:
+            return part.of(value(atom), axis)
+        if (atom, axis) not in cuts:
+            taken = ways[axis]
+            operands = [
+                cut(read, along) if along >= 0 else value(read)
+                for read, along in zip(equation.invars, taken, strict=True)
+            ]
+            (cuts[atom, axis],) = do(equation, taken, (axis,), operands, part)
+        return cuts[atom, axis]
+
     for equation in jaxpr.eqns:
         given = [literal(atom.val) if isinstance(atom, Literal) else lie[atom] for atom in equation.invars]
         results = through(equation, given)
+        if all(axis in (FIXED, ZERO) for axis in given):
+            along = [spread_of(atom)[1] for atom in equation.invars]
+            if ways := repeats(equation, along, part.number):
+                spread[equation.outvars[0]] = (equation, ways)
         operands = [value(atom) for atom in equation.invars]
         for position, axis in shared(equation, given):
-            operands[position] = part.of(operands[position], axis)
+            operands[position] = cut(equation.invars[position], axis)
         made = do(equation, given, results, operands, part)
         known.update(zip(equation.outvars, made, strict=True))
         lie.update(zip(equation.outvars, results, strict=True))
     results = [lie.get(atom, FIXED) if not isinstance(atom, Literal) else FIXED for atom in jaxpr.outvars]
     found = [value(atom) for atom in jaxpr.outvars]
     return [
-        part.of(one, axis) if axis is not None and axis >= 0 > result else one
-        for one, axis, result in zip(found, wanted or [None] * len(found), results, strict=True)
+        cut(atom, axis) if axis is not None and axis >= 0 > result else one
+        for atom, one, axis, result in zip(
+            jaxpr.outvars, found, wanted or [None] * len(found), results, strict=True
+        )
     ]
 
 
