@@ -12,21 +12,20 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 from nablad import wire
-from nablad.arrays import Encoding, encode_array, encode_tree
 from nablad.frame import Buffer
 from nablad.messages import Timing, Warming
 from nablad.problems import Refusal
 from nablad_service import reading
-from nablad_service.answer_templates import AnswerTemplate, template_of
+from nablad_service.answering import Answers
 from nablad_service.batches import Batches
 from nablad_service.engine.buckets import InBucket
 from nablad_service.engine.engine import Executable
 from nablad_service.hosting import ModelStore, Values
 from nablad_service.metrics import Metrics
+from nablad_service.off_loop import off_loop
 from nablad_service.planning import plan_document
 from nablad_service.programs import Programs
 from nablad_service.query import Query
@@ -37,14 +36,8 @@ from nablad_service.warming import warmed, with_stand_ins
 
 T = TypeVar("T")
 
-SMALL = 64 * 1024
-"""Bytes that are decoded or encoded on the event loop: a thread would cost more than the work."""
+log = logging.getLogger("nablad")
 
-
-TEMPLATES = 512
-"""Programs whose answers' common parts are kept."""
-DOCUMENTS = ("plan", "dtype", "non_finite")
-"""Members of an answer that hold no arrays."""
 LARGEST_LISTS = 64 * 1024 * 1024
 """Bytes of arrays that are written as nested lists: as Python's numbers they take many times the room."""
 
@@ -56,9 +49,6 @@ class Answer:
     pieces: list[Buffer]
     media: str
     timing: Timing
-
-
-log = logging.getLogger("nablad")
 
 
 class Pipeline:
@@ -82,7 +72,7 @@ class Pipeline:
         self.tuner = tuner
         self.batches = batches
         self.metrics = metrics
-        self._templates: dict[tuple[int, str], tuple[Any, AnswerTemplate]] = {}
+        self._answers = Answers()
 
     async def gradient(self, body: Body) -> Answer:
         """`POST /v1/gradient`."""
@@ -195,55 +185,7 @@ class Pipeline:
             compiled=compiled,
             together=finished.together,
         )
-        small = self._from_template(result, timing, body)
-        if small is not None:
-            return Answer([small], body.answer, timing)
-        pieces = await off_loop(_bytes(finished.result), lambda: _packed(result, timing, body))
-        self._learn(pieces, result, body)
-        return Answer(pieces, body.answer, timing)
-
-    def _from_template(self, result: dict[str, Any], timing: Timing, body: Body) -> bytes | None:
-        """An answer put together from what it shares with others of its program, if that is known."""
-        plan = result.get("plan")
-        # Programs have one document each, the same object in all their answers.
-        known = self._templates.get((id(plan), body.answer))
-        if known is None or known[0] is not plan or "non_finite" in result:
-            return None
-        started = time.perf_counter()
-        arrays = {name: section for name, section in result.items() if name not in DOCUMENTS}
-        return known[1].body(arrays, partial(_last, timing, started))
-
-    def _learn(self, pieces: list[Buffer], result: dict[str, Any], body: Body) -> None:
-        """Remember what other answers of the same program will share with this one."""
-        plan = result.get("plan")
-        if plan is None or "non_finite" in result or "dtype" in result:
-            return
-        arrays = {name: section for name, section in result.items() if name not in DOCUMENTS}
-        template = template_of(pieces, arrays, body.answer)
-        if template is not None:
-            self._templates[id(plan), body.answer] = (plan, template)
-            while len(self._templates) > TEMPLATES:
-                self._templates.pop(next(iter(self._templates)))
-
-
-def _packed(result: dict[str, Any], timing: Timing, body: Body) -> list[Buffer]:
-    started = time.perf_counter()
-    sections = {
-        name: section if name in DOCUMENTS else _encode(section, body.encoding)
-        for name, section in result.items()
-    }
-    return wire.encode_with_last(sections, "timing", partial(_last, timing, started), body.answer)
-
-
-def _last(timing: Timing, started: float) -> dict[str, Any]:
-    # Measured when everything before it is packed.
-    timing.encode_ms = (time.perf_counter() - started) * 1e3
-    return timing.__dict__
-
-
-async def off_loop(size: int, work: Callable[[], T]) -> T:
-    """Run `work` here if it handles few bytes, else on a thread."""
-    return work() if size <= SMALL else await asyncio.to_thread(work)
+        return Answer(await self._answers.body(result, timing, body), body.answer, timing)
 
 
 async def _within(deadline_ms: float | None, spent: float, work: Awaitable[T]) -> T:
@@ -260,26 +202,3 @@ def _sections(result: dict[str, Any], executable: Executable | InBucket) -> dict
     # JAX gives a dict's members back sorted; people look for the value first.
     first: dict[str, Any] = {name: result[name] for name in ("value", "terms", "gradients") if name in result}
     return {**first, **result, "plan": executable.document}
-
-
-# What JAX gives back is made of dicts; asking for a Mapping takes several times as long.
-PLAIN = (bool, int, float, str)
-SEQUENCES = (tuple, list)
-
-
-def _encode(section: Any, encoding: Encoding) -> Any:
-    if isinstance(section, dict):
-        return {name: _encode(item, encoding) for name, item in section.items()}
-    if isinstance(section, PLAIN):
-        return section
-    if isinstance(section, SEQUENCES):
-        return encode_tree(section, encoding)
-    return encode_array(section, encoding)
-
-
-def _bytes(section: Any) -> int:
-    if isinstance(section, dict):
-        return sum(map(_bytes, section.values()))
-    if isinstance(section, SEQUENCES):
-        return sum(map(_bytes, section))
-    return int(getattr(section, "nbytes", 0))

@@ -18,7 +18,8 @@ from nablad.compression import ZSTD, available, decompressed
 from nablad.frame import Buffer, aligned
 from nablad.messages import Timing
 from nablad.problems import Refusal
-from nablad_service.pipeline import Answer, Pipeline, off_loop
+from nablad_service.off_loop import off_loop
+from nablad_service.pipeline import Answer, Pipeline
 from nablad_service.reading import Body
 from nablad_service.receiving import LYING, receiver
 

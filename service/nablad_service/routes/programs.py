@@ -7,11 +7,10 @@ from fastapi.responses import Response
 
 from nablad.messages import CheckRequest, EvaluateRequest, GradientRequest, WarmRequest
 from nablad_service.routes.bodies import answer_format, document, pipeline, read_body
-from nablad_service.routes.hot import HotRoute
 from nablad_service.routes.leaving import answer
 from nablad_service.routes.schema import takes
 
-router = APIRouter(prefix="/v1", tags=["programs"], route_class=HotRoute)
+router = APIRouter(prefix="/v1", tags=["programs"])
 
 
 @router.post("/gradient", openapi_extra=takes(GradientRequest), summary="Loss, terms and gradients")

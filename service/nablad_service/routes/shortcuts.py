@@ -7,12 +7,11 @@ from fastapi.responses import Response
 
 from nablad.messages import ShortcutRequest
 from nablad_service.routes.bodies import pipeline, read_body
-from nablad_service.routes.hot import HotRoute
 from nablad_service.routes.leaving import answer
 from nablad_service.routes.schema import takes
 from nablad_service.shortcuts import SHORTCUTS
 
-router = APIRouter(prefix="/v1/models", tags=["shortcuts"], route_class=HotRoute)
+router = APIRouter(prefix="/v1/models", tags=["shortcuts"])
 
 
 def _add(operator: str) -> None:
