@@ -36,7 +36,8 @@ import numpy as np
 
 from nablad.messages import GradientRequest
 from nablad_service.engine.costs import Cost, cost
-from nablad_service.engine.engine import Engine, Executable
+from nablad_service.engine.engine import Engine
+from nablad_service.engine.executable import Executable
 from nablad_service.engine.plan import Plan
 from nablad_service.engine.planner import (
     EXAMPLES,

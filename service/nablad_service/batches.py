@@ -18,7 +18,8 @@ from functools import partial
 from typing import Any
 
 from nablad.problems import Refusal
-from nablad_service.engine.engine import Engine, Executable
+from nablad_service.engine.engine import Engine
+from nablad_service.engine.executable import Executable
 from nablad_service.engine.together import Together, Unfit
 from nablad_service.metrics import Metrics
 from nablad_service.query import Query

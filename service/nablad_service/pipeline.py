@@ -22,7 +22,7 @@ from nablad_service import reading
 from nablad_service.answering import Answers
 from nablad_service.batches import Batches
 from nablad_service.engine.buckets import InBucket
-from nablad_service.engine.engine import Executable
+from nablad_service.engine.executable import Executable
 from nablad_service.hosting import ModelStore, Values
 from nablad_service.metrics import Metrics
 from nablad_service.off_loop import off_loop

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 from nablad.problems import Refusal
 from nablad_service.engine.buckets import Bucket, InBucket, bucket_of, resized
 from nablad_service.engine.diagnosis import Diagnosis
-from nablad_service.engine.engine import Engine, Executable, Traced
+from nablad_service.engine.engine import Engine
 from nablad_service.engine.examples import examples_of
+from nablad_service.engine.executable import Executable, Traced
 from nablad_service.engine.padding import Unpadded
 from nablad_service.learned_plans import LearnedPlan, LearnedPlans
 from nablad_service.metrics import Metrics

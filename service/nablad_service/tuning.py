@@ -16,7 +16,8 @@ from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from typing import TypeVar
 
-from nablad_service.engine.engine import Engine, Executable
+from nablad_service.engine.engine import Engine
+from nablad_service.engine.executable import Executable
 from nablad_service.engine.planner import Variant
 from nablad_service.engine.race import Result, Round, race
 from nablad_service.engine.timing import steady

@@ -15,7 +15,7 @@ from ask import ENGINE, MODELS, agree, agree_tree, evaluate, gradient, host, rng
 from nablad.messages import EvaluateRequest, GradientRequest
 from nablad.problems import Refusal
 from nablad_service.engine.chunks import Examples, in_chunks
-from nablad_service.engine.engine import Traced
+from nablad_service.engine.executable import Traced
 from nablad_service.engine.memory import HEADROOM
 from nablad_service.validation import evaluate_query, gradient_query
 

@@ -17,7 +17,8 @@ from test_strategies import NETS
 from nablad.messages import GradientRequest
 from nablad.problems import Refusal
 from nablad_models import Model, from_equinox, from_functions
-from nablad_service.engine.engine import Engine, Traced
+from nablad_service.engine.engine import Engine
+from nablad_service.engine.executable import Traced
 from nablad_service.engine.jaxprs import equations
 from nablad_service.hosting import ModelStore
 from nablad_service.hosting.python_models import PythonModels

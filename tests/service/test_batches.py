@@ -22,7 +22,7 @@ import nablad
 from nablad.messages import EvaluateRequest, GradientRequest
 from nablad.problems import Refusal
 from nablad_service.batches import AGAIN, TRIES, Batched, Batches, BatchLimits, power_of_two
-from nablad_service.engine.engine import Executable
+from nablad_service.engine.executable import Executable
 from nablad_service.engine.together import Unfit, together
 from nablad_service.query import Query
 from nablad_service.resident import Resident

@@ -20,7 +20,7 @@ from nablad_service.query import Query, Signature
 from nablad_service.specs import ArraySpec
 
 if TYPE_CHECKING:
-    from nablad_service.engine.engine import Traced
+    from nablad_service.engine.executable import Traced
 
 
 def bucket_of(query: Query) -> tuple[int, int] | None:

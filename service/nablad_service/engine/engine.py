@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,13 +15,14 @@ from nablad.problems import Refusal
 from nablad.quantities import scaled
 from nablad_service.engine import derivatives, differences
 from nablad_service.engine.buckets import Bucket, bucket, resized
-from nablad_service.engine.costs import Cost, cost
+from nablad_service.engine.costs import Cost
 from nablad_service.engine.derivatives import Choice
 from nablad_service.engine.diagnosis import Diagnosis
 from nablad_service.engine.disk_cache import keep_compiled
 from nablad_service.engine.environment import Meaning
 from nablad_service.engine.evaluation import Evaluation
 from nablad_service.engine.examples import examples_of, for_some_at_a_time
+from nablad_service.engine.executable import Executable, Traced
 from nablad_service.engine.fusing import asked_for, fused
 from nablad_service.engine.memory import fitted
 from nablad_service.engine.modes import (
@@ -36,11 +35,10 @@ from nablad_service.engine.objective import loss_value, named_value, objective, 
 from nablad_service.engine.operators import SIGNATURES
 from nablad_service.engine.padding import Unpadded
 from nablad_service.engine.placement import Placement
-from nablad_service.engine.plan import Plan, PlannedBucket, PlannedExamples, plan_of
+from nablad_service.engine.plan import PlannedExamples, plan_of
 from nablad_service.engine.planner import EXAMPLES, Choices, Variant, variants
 from nablad_service.engine.registered import Registered, registered_as
 from nablad_service.engine.together import Together, Unfit, together
-from nablad_service.engine.values import on_host
 from nablad_service.engine.watching import Record
 from nablad_service.language import Limits, Program, graph, parse
 from nablad_service.language.places import nearest
@@ -48,63 +46,6 @@ from nablad_service.language.signatures import OperatorSignature
 from nablad_service.query import Query, Signature, Variable, arguments
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Traced:
-    """A plan, and the traced computation that follows it."""
-
-    plan: Plan
-    computation: Any
-    answer_bytes: int
-
-    @cached_property
-    def cost(self) -> Cost:
-        """Operations and peak memory, counted without compiling."""
-        return cost(self.computation.jaxpr)
-
-    def without_bucket(self, number: int, reason: str) -> Traced:
-        """The same, telling why it is not computed in one of the buckets that were asked for."""
-        return replace(self, plan=replace(self.plan, bucket=PlannedBucket(number, None, reason)))
-
-
-@dataclass(frozen=True, eq=False)
-class Executable:
-    """A compiled plan: call it with a query's values."""
-
-    plan: Plan
-    compiled: Any
-    answer_bytes: int
-    """Size of all arrays of the answer."""
-    computation: Any
-    """What was compiled, as it was traced."""
-    placement: Placement
-    """Where the resident ones among the values are."""
-    companies: dict[Any, Any] = field(default_factory=dict)
-    """Ways to run it together with others, kept as long as it is; by what they share."""
-
-    @cached_property
-    def document(self) -> dict[str, Any]:
-        """The plan as it travels in every answer."""
-        return self.plan.document()
-
-    def run(self, query: Query) -> dict[str, Any]:
-        """The answer's arrays, on the host: `value`, `terms`, `gradients`, `outputs`, `state`, `finite`.
-
-        Raises:
-            Refusal: `out_of_memory` where the device cannot hold the computation, `function_failed` where a
-                registered function fails with these values.
-        """
-        try:
-            return on_host(self.compiled(self.placement.arguments(query)))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
-                detail = "the device ran out of memory; send fewer examples at once"
-                raise Refusal("out_of_memory", detail) from error
-            # Only what the server's operator registered calls back into Python.
-            if failed := re.search(r"^_?\w*(?:Error|Exception): (.+)$", str(error), re.MULTILINE):
-                raise Refusal("function_failed", f"a function failed on the server: {failed[1]}") from error
-            raise
 
 
 @dataclass(frozen=True)

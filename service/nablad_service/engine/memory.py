@@ -15,7 +15,7 @@ from nablad_service.engine.planner import EXAMPLES, Choices
 from nablad_service.language import graph
 
 if TYPE_CHECKING:
-    from nablad_service.engine.engine import Traced
+    from nablad_service.engine.executable import Traced
 
 
 HEADROOM = 1.5
