@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from nablad.halves import CARRIERS, FLOATS, WIDE, Floats, halved, restored
 from nablad.problems import Refusal
 
 DTYPES = frozenset(
@@ -91,6 +92,8 @@ def _dtype(dtype: Any, name: str) -> np.dtype[Any]:
 
 
 def _from_members(value: Mapping[str, Any], name: str) -> NDArray[Any]:
+    if "sent" in value:
+        return _from_halves(value, name)
     if value.keys() != KEYS and (KEYS - {"shape"} - set(value) or set(value) - KEYS):
         given = ", ".join(map(str, value)) or "nothing"
         detail = f"the array '{name}' needs dtype, shape and data, it has {given}"
@@ -125,6 +128,20 @@ def _from_members(value: Mapping[str, Any], name: str) -> NDArray[Any]:
         raise Refusal("invalid_array", detail)
     array = np.frombuffer(data, kind).reshape(shape)
     return array if kind.isnative else array.astype(kind.newbyteorder("="))
+
+
+def _from_halves(value: Mapping[str, Any], name: str) -> NDArray[Any]:
+    sent, dtype = value["sent"], value.get("dtype")
+    if not isinstance(sent, str) or sent not in FLOATS:
+        detail = f"the array '{name}' is sent as {sent!r}; known are {' and '.join(FLOATS)}"
+        raise Refusal("invalid_array", detail)
+    if not isinstance(dtype, str) or dtype not in WIDE:
+        wide = " and ".join(sorted(WIDE))
+        raise Refusal(
+            "invalid_array", f"the array '{name}' has dtype {dtype!r}; only {wide} are sent as {sent}"
+        )
+    members = {member: one for member, one in value.items() if member != "sent"}
+    return restored(_from_members({**members, "dtype": CARRIERS[sent]}, name), sent, dtype)  # type: ignore[arg-type] # one of FLOATS
 
 
 def _shape(value: Any, name: str) -> tuple[int, ...]:
@@ -165,13 +182,16 @@ def _words(value: Any) -> Any:
     return WORDS.get(value, value) if isinstance(value, str) else value
 
 
-def encode_array(array: Any, encoding: Encoding) -> Any:
+def encode_array(array: Any, encoding: Encoding, floats: Floats | None = None) -> Any:
     """The travelling form of an array.
 
     `"attached"` for frames and `"bytes"` for msgpack; `"base64"` for JSON that keeps dtype and every bit;
-    `"lists"` for JSON that people read: nested lists, with NaN and infinities as words.
+    `"lists"` for JSON that people read: nested lists, with NaN and infinities as words. With `floats`, arrays
+    of float32 and float64 go in two bytes an entry; numbers without axes, such as a loss, stay exact.
     """
     array = np.asarray(array)
+    if floats and array.ndim and array.dtype.name in WIDE and encoding != "lists":
+        return {**encode_array(halved(array, floats), encoding), "dtype": array.dtype.name, "sent": floats}
     if encoding == "lists":
         return _lists(array)
     name = NAMES.get(array.dtype) or array.dtype.name
@@ -205,13 +225,13 @@ def _spelled(value: Any) -> Any:
     return value
 
 
-def encode_tree(value: Any, encoding: Encoding) -> Any:
+def encode_tree(value: Any, encoding: Encoding, floats: Floats | None = None) -> Any:
     """Arrays inside mappings and tuples, each in its travelling form; None stays."""
     if isinstance(value, Mapping):
-        return {name: encode_tree(item, encoding) for name, item in value.items()}
+        return {name: encode_tree(item, encoding, floats) for name, item in value.items()}
     if isinstance(value, tuple | list):
-        return {"tuple": [encode_tree(item, encoding) for item in value]}
-    return None if value is None else encode_array(value, encoding)
+        return {"tuple": [encode_tree(item, encoding, floats) for item in value]}
+    return None if value is None else encode_array(value, encoding, floats)
 
 
 def decode_tree(value: Any, name: str) -> Any:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from nablad.async_shortcuts import AsyncShortcuts
 from nablad.calls import DEFAULT_TIMEOUT, DEFAULT_URL, Call, Calls
+from nablad.halves import Floats
 from nablad.handles import DEDUPE_BYTES, Handle
 from nablad.messages import FailedModel, ModelInfo, OperatorInfo, ValueInfo, WarmProgram
 from nablad.plans import PlanReport
@@ -26,6 +27,8 @@ class AsyncClient(AsyncShortcuts):
 
     Args:
         url: where the server listens, `http://host:port` or `unix:/path`.
+        floats: `"float16"` or `"bfloat16"`: floats of calls and answers travel in two bytes an entry, for
+            slow networks; a loss, and what `put` and `set_params` keep, travel exactly.
         compression: `"zstd"` compresses bodies and answers: for networks below 0.3 Gbit/s, or sparse arrays.
         shared_memory: let large bodies lie in memory shared with the server, on a Unix socket and Linux.
         format: `"frame"`, `"msgpack"`, or `"json"` for reading along; all are exact.
@@ -47,10 +50,11 @@ class AsyncClient(AsyncShortcuts):
         dedupe_bytes: int = DEDUPE_BYTES,
         timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
         shared_memory: bool = False,
+        floats: Floats | None = None,
         compression: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._calls = Calls(format, dedupe_bytes if dedupe else None)
+        self._calls = Calls(format, dedupe_bytes if dedupe else None, floats)
         self._sender = AsyncSender(
             url, timeout, transport, shared_memory=shared_memory, compression=compression
         )

@@ -21,6 +21,7 @@ from nablad.answers import read_check, read_evaluate, read_gradient, read_params
 from nablad.arrays import Encoding
 from nablad.errors import ConnectionFailed, InvalidAnswer
 from nablad.frame import Buffer
+from nablad.halves import Floats, check_floats
 from nablad.handles import Deduplication, Handle, Sources
 from nablad.messages import FailedModel, ModelInfo, OperatorInfo, ValueInfo, WarmProgram
 from nablad.pieces import Pieces
@@ -110,11 +111,14 @@ class Calls:
         self,
         format: Format,  # noqa: A002 - the word that callers use
         dedupe_bytes: int | None = None,
+        floats: Floats | None = None,
     ) -> None:
         if format not in wire.MEDIA:
             raise ValueError(f"format is 'frame', 'msgpack' or 'json', not {format!r}")
+        check_floats(floats)
         self._media = wire.MEDIA[format]
         accept = f"{wire.JSON}; arrays=base64" if format == "json" else self._media
+        accept += f"; floats={floats}" if floats else ""
         self._encoding: Encoding = wire.answer_type(accept, self._media)[1]
         self._headers = {
             "Accept": accept,
@@ -123,6 +127,8 @@ class Calls:
             "User-Agent": USER_AGENT,
         }
         self._plainly = plainly(self._encoding)
+        self._asking = plainly(self._encoding, floats)
+        """As calls about programs send arrays; what stays on the server is sent exactly."""
         self._sources = Sources()
         self._dedupe = None if dedupe_bytes is None else Deduplication(dedupe_bytes)
 
@@ -304,14 +310,14 @@ class Calls:
     ) -> Call[T]:
         """A call about a program; where large arrays are sent but once, `members` names them by handles."""
         if self._dedupe is None:
-            return self._call("POST", path, {**members(self._plainly), **asked}, read)
+            return self._call("POST", path, {**members(self._asking), **asked}, read)
         dedupe = self._dedupe
         values: dict[str, NDArray[Any]] = {}
 
         def encode(place: str, array: NDArray[Any]) -> Any:
             handle = dedupe.handle(f"{path} {place}", array)
             if handle is None:
-                return self._plainly(place, array)
+                return self._asking(place, array)
             values[handle] = array
             return {"handle": handle}
 

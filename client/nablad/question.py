@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nablad.arrays import Encoding, encode_array
+from nablad.halves import Floats
 from nablad.handles import Handle
 from nablad.tracing import trace
 
@@ -25,9 +26,9 @@ Encode: TypeAlias = "Callable[[str, NDArray[Any]], Any]"
 """An array's travelling form, given its place in the request and itself."""
 
 
-def plainly(encoding: Encoding) -> Encode:
+def plainly(encoding: Encoding, floats: Floats | None = None) -> Encode:
     """Every array itself, wherever it stands."""
-    return lambda place, array: encode_array(array, encoding)
+    return lambda place, array: encode_array(array, encoding, floats)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import msgpack
 
 from nablad.arrays import Encoding
 from nablad.frame import Buffer, pack_frame, pack_frame_with_last, unpack_frame
+from nablad.halves import FLOATS, Floats
 from nablad.problems import Refusal
 
 FRAME = "application/vnd.nablad.frame"
@@ -53,17 +54,18 @@ def media_type(header: str | None) -> str:
 
 
 @lru_cache(maxsize=256)
-def answer_type(accept: str | None, default: str) -> tuple[str, Encoding]:
-    """Format and array encoding of the answer from `Accept`.
+def answer_type(accept: str | None, default: str) -> tuple[str, Encoding, Floats | None]:
+    """Format, array encoding and floats of the answer from `Accept`.
 
     `application/json; arrays=base64` asks for `{dtype, shape, data}` instead of nested lists. Without a
-    preference the answer has the format of the request, `default`.
+    preference the answer has the format of the request, `default`. `; floats=bfloat16` asks for arrays of
+    floats in two bytes an entry.
 
     Raises:
         Refusal: `not_acceptable`.
     """
     if not accept:
-        return default, _encoding(default, {})
+        return default, *_encoding(default, {})
     offers = []
     for position, item in enumerate(accept.split(",")):
         bare, *pairs = [part.strip() for part in item.split(";")]
@@ -75,9 +77,9 @@ def answer_type(accept: str | None, default: str) -> tuple[str, Encoding]:
         if quality == 0:
             continue
         if bare in ("*/*", "application/*"):
-            return default, _encoding(default, settings)
+            return default, *_encoding(default, settings)
         if bare in SPOKEN:
-            return SPOKEN[bare], _encoding(SPOKEN[bare], settings)
+            return SPOKEN[bare], *_encoding(SPOKEN[bare], settings)
     raise Refusal("not_acceptable", f"answers are {JSON}, {MSGPACK} or {FRAME}; Accept asks for '{accept}'")
 
 
@@ -88,12 +90,13 @@ def _quality(text: str) -> float:
         return 0.0
 
 
-def _encoding(media: str, settings: dict[str, str]) -> Encoding:
-    if media == FRAME:
-        return "attached"
-    if media == MSGPACK:
-        return "bytes"
-    return "base64" if settings.get("arrays") == "base64" else "lists"
+def _encoding(media: str, settings: dict[str, str]) -> tuple[Encoding, Floats | None]:
+    floats = settings.get("floats")
+    if floats is not None and floats not in FLOATS:
+        raise Refusal("not_acceptable", f"floats are sent as {' or '.join(FLOATS)}, not as '{floats}'")
+    if media == JSON:
+        return "base64" if settings.get("arrays") == "base64" else "lists", cast("Floats | None", floats)
+    return "attached" if media == FRAME else "bytes", cast("Floats | None", floats)
 
 
 def encode_body(value: Any, media: str) -> list[Buffer]:

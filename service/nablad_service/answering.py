@@ -9,6 +9,7 @@ from typing import Any
 from nablad import wire
 from nablad.arrays import Encoding, encode_array, encode_tree
 from nablad.frame import Buffer
+from nablad.halves import Floats
 from nablad.messages import Timing
 from nablad_service.answer_templates import AnswerTemplate, template_of
 from nablad_service.off_loop import off_loop
@@ -40,7 +41,7 @@ class Answers:
         plan = result.get("plan")
         # Programs have one document each, the same object in all their answers.
         known = self._templates.get((id(plan), body.answer))
-        if known is None or known[0] is not plan or "non_finite" in result:
+        if known is None or known[0] is not plan or "non_finite" in result or body.floats:
             return None
         started = time.perf_counter()
         return known[1].body(_arrays(result), partial(_last, timing, started))
@@ -48,7 +49,7 @@ class Answers:
     def _learn(self, pieces: list[Buffer], result: dict[str, Any], body: Body) -> None:
         """Remember what other answers of the same program will share with this one."""
         plan = result.get("plan")
-        if plan is None or "non_finite" in result or "dtype" in result:
+        if plan is None or "non_finite" in result or "dtype" in result or body.floats:
             return
         template = template_of(pieces, _arrays(result), body.answer)
         if template is not None:
@@ -64,7 +65,7 @@ def _arrays(result: dict[str, Any]) -> dict[str, Any]:
 def _packed(result: dict[str, Any], timing: Timing, body: Body) -> list[Buffer]:
     started = time.perf_counter()
     sections = {
-        name: section if name in DOCUMENTS else _encode(section, body.encoding)
+        name: section if name in DOCUMENTS else _encode(section, body.encoding, body.floats)
         for name, section in result.items()
     }
     return wire.encode_with_last(sections, "timing", partial(_last, timing, started), body.answer)
@@ -81,14 +82,14 @@ PLAIN = (bool, int, float, str)
 SEQUENCES = (tuple, list)
 
 
-def _encode(section: Any, encoding: Encoding) -> Any:
+def _encode(section: Any, encoding: Encoding, floats: Floats | None) -> Any:
     if isinstance(section, dict):
-        return {name: _encode(item, encoding) for name, item in section.items()}
+        return {name: _encode(item, encoding, floats) for name, item in section.items()}
     if isinstance(section, PLAIN):
         return section
     if isinstance(section, SEQUENCES):
-        return encode_tree(section, encoding)
-    return encode_array(section, encoding)
+        return encode_tree(section, encoding, floats)
+    return encode_array(section, encoding, floats)
 
 
 def _bytes(section: Any) -> int:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from nablad import wire
 from nablad.arrays import Encoding
 from nablad.frame import Buffer
+from nablad.halves import Floats
 from nablad.messages import CheckRequest, EvaluateRequest, GradientRequest, Message, ShortcutRequest
 from nablad.problems import Refusal
 from nablad_service.faults import first_fault
@@ -33,6 +34,8 @@ class Body:
     answer: str
     encoding: Encoding
     tenant: str = ""
+    floats: Floats | None = None
+    """How the answer's floats are sent, where not as they are."""
 
 
 Read: TypeAlias = "Callable[[Body, Lookups], Query]"

@@ -16,6 +16,7 @@ from nablad import wire
 from nablad.arrays import Encoding
 from nablad.compression import ZSTD, available, decompressed
 from nablad.frame import Buffer, aligned
+from nablad.halves import Floats
 from nablad.messages import Timing
 from nablad.problems import Refusal
 from nablad_service.off_loop import off_loop
@@ -41,7 +42,7 @@ async def read_body(request: Request) -> Body:
             connection ended early.
     """
     headers: dict[bytes, bytes] = dict(request.scope["headers"])
-    media, answer, encoding = formats(headers.get(b"content-type"), headers.get(b"accept"))
+    media, answer, encoding, floats = formats(headers.get(b"content-type"), headers.get(b"accept"))
     coding = headers.get(b"content-encoding", b"identity").decode("latin-1")
     if coding != "identity" and not (coding == ZSTD and available()):
         spoken = f"with {ZSTD} or without" if available() else "without"
@@ -52,7 +53,7 @@ async def read_body(request: Request) -> Body:
     if lying is not None:
         if len(lying) > limit:
             raise _too_large(limit)
-        return Body(await _plain(lying, coding, limit), media, answer, encoding, tenant)
+        return Body(await _plain(lying, coding, limit), media, answer, encoding, tenant, floats)
     announced = headers.get(b"content-length", b"")
     size = int(announced) if announced.isdigit() else None
     if size is not None and size > limit:
@@ -61,7 +62,7 @@ async def read_body(request: Request) -> Body:
         data = await (_received(request, limit) if size is None else _received_in_place(request, size))
     except ClientDisconnect:
         raise Refusal("malformed_body", "the connection ended before the body did") from None
-    return Body(await _plain(data, coding, limit), media, answer, encoding, tenant)
+    return Body(await _plain(data, coding, limit), media, answer, encoding, tenant, floats)
 
 
 async def _plain(data: Buffer, coding: str, limit: int) -> Buffer:
@@ -70,8 +71,8 @@ async def _plain(data: Buffer, coding: str, limit: int) -> Buffer:
 
 
 @lru_cache(maxsize=256)
-def formats(content_type: bytes | None, accept: bytes | None) -> tuple[str, str, Encoding]:
-    """The format of a body, and of its answer with the encoding of arrays there.
+def formats(content_type: bytes | None, accept: bytes | None) -> tuple[str, str, Encoding, Floats | None]:
+    """The format of a body, and of its answer with the encoding of arrays and floats there.
 
     Raises:
         Refusal: `unknown_media_type` or `not_acceptable`.
@@ -139,7 +140,7 @@ def _too_large(limit: int) -> Refusal:
 
 def answer_format(request: Request) -> tuple[str, Encoding]:
     """The format of the answer to a request without a body; JSON unless asked otherwise."""
-    return wire.answer_type(request.headers.get("accept"), wire.JSON)
+    return wire.answer_type(request.headers.get("accept"), wire.JSON)[:2]
 
 
 def respond(answer: Answer) -> Response:
