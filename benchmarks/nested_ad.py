@@ -527,7 +527,7 @@ def timed(
         for index in racing:
             run(index)
     odd = {index: statistics.median(runs[::2]) for index, runs in times.items()}
-    return odd, {index: statistics.median(runs[1::2]) for index, runs in times.items()}
+    return odd, {index: statistics.median(runs[1::2] or runs) for index, runs in times.items()}
 
 
 def compare(what: str, found: Mapping[str, Any], loss: Any, gradient: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from nablad_service.engine.jaxprs import equations
 from nablad_service.hosting import ModelStore
 from nablad_service.hosting.python_models import PythonModels
 from nablad_service.language import Limits
-from nablad_service.query import Query
+from nablad_service.query import Query, arguments
 from nablad_service.validation import gradient_query
 
 TRANSFORMER = {
@@ -175,7 +175,7 @@ CALLS = ("model(x) * model(sin(x))", lambda f, p, x: f(p, x) * f(p, jnp.sin(x)))
 
 def by_hand(query: Query, value: Function, of: Function, train: bool = False) -> tuple[Any, Any]:
     """`of` the whole Jacobian of `value(f, p, x)` by `jax.jacrev`, with gradients in parameters and x."""
-    model, state = query.models["model"], query.state.get("model", {})
+    model, state = query.models["model"], arguments(query)["state"].get("model", {})
 
     def f(p: Any, x: Any) -> Any:
         return model.apply(p, state, x, train=train)[0]
