@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 log = logging.getLogger("nablad")
 
+SHORT = 0.5e-3
+"""Seconds of a run that the event loop has for a lone call: to hand it to a thread and back takes as long."""
 LARGEST_LISTS = 64 * 1024 * 1024
 """Bytes of arrays that are written as nested lists: as Python's numbers they take many times the room."""
 
@@ -135,7 +137,7 @@ class Pipeline:
             if body.encoding == "lists" and executable.answer_bytes > LARGEST_LISTS:
                 detail = f"the answer has {executable.answer_bytes / 1e6:.0f} MB, too much for nested lists"
                 raise Refusal("limit", f"{detail}; accept {wire.MSGPACK} or {wire.JSON}; arrays=base64")
-            finished = await self._run(query, executable, until)
+            finished = await self._run(query, executable, until, alone=body.alone)
             if isinstance(executable, Executable):
                 # The signature that the plan has is known by identity to whatever is kept by it.
                 self.tuner.called(query, executable.plan.signature)
@@ -147,9 +149,16 @@ class Pipeline:
         return await self._finish(query, body, decoded, work)
 
     async def _run(
-        self, query: Query, executable: Executable | InBucket, until: float
+        self, query: Query, executable: Executable | InBucket, until: float, *, alone: bool
     ) -> Finished[dict[str, Any]]:
-        """The arrays of the answer, computed together with others that wait for the same."""
+        """The arrays of the answer, computed together with others that wait for the same.
+
+        A call that is alone, of a program that takes no time, is computed here and now.
+        """
+        if alone and isinstance(executable, Executable) and executable.pace.under(SHORT):
+            finished = self.scheduler.run_here(lambda: executable.run(query))
+            if finished is not None:
+                return finished
         key = None if isinstance(executable, InBucket) else self.batches.key(query, executable)
         if key is None or isinstance(executable, InBucket):
             return await self.scheduler.run(lambda: executable.run(query))

@@ -13,7 +13,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from nablad.frame import Buffer
-from nablad_service.receiving import RECEIVE_INTO
+from nablad_service.receiving import OPEN, RECEIVE_INTO
 
 SMALL = 64 * 1024
 """Bytes that are joined to be written at once."""
@@ -28,7 +28,7 @@ class ReceivingProtocol(HttpToolsProtocol):
         # A pipelined request waits for the one before it: its body comes in the usual way.
         if self.cycle is not before and (before is None or before.response_complete):
             self.cycle.transport = HeadWithBody(self.transport)  # type: ignore[assignment] # all that it uses
-            self.scope["extensions"] = {RECEIVE_INTO: self._receive_into}  # type: ignore[dict-item] # no dict
+            self.scope["extensions"] = {RECEIVE_INTO: self._receive_into, OPEN: self.tasks}  # type: ignore[dict-item] # no dicts
 
     async def _receive_into(self, block: memoryview) -> int:
         # While a body is incomplete no other request can have begun: it is this one's.

@@ -36,6 +36,8 @@ class Body:
     tenant: str = ""
     floats: Floats | None = None
     """How the answer's floats are sent, where not as they are."""
+    alone: bool = False
+    """Whether no other request was open when it came."""
 
 
 Read: TypeAlias = "Callable[[Body, Lookups], Query]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,9 @@ from nablad_service.engine.placement import Placement
 from nablad_service.engine.plan import Plan, PlannedBucket
 from nablad_service.engine.values import on_host
 from nablad_service.query import Query
+
+LATELY = 16
+"""Runs that tell how long the next one takes."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,23 @@ class Traced:
         return replace(self, plan=replace(self.plan, bucket=PlannedBucket(number, None, reason)))
 
 
+class Pace:
+    """The usual time of a program's runs; of the last ones more than of those before."""
+
+    def __init__(self) -> None:
+        self._runs = 0
+        self._usual = 0.0
+
+    def note(self, seconds: float) -> None:
+        """Take a run into account; runs on several threads at once may count as one."""
+        self._runs += 1
+        self._usual += (seconds - self._usual) / min(self._runs, LATELY)
+
+    def under(self, seconds: float) -> bool:
+        """Whether a run usually takes less; False until there were a few."""
+        return self._runs >= LATELY and self._usual < seconds
+
+
 @dataclass(frozen=True, eq=False)
 class Executable:
     """A compiled plan: call it with a query's values."""
@@ -47,6 +68,8 @@ class Executable:
     """What was compiled, as it was traced."""
     placement: Placement
     """Where the resident ones among the values are."""
+    pace: Pace = field(default_factory=lambda: Pace())
+    """How long its runs take."""
     companies: dict[Any, Any] = field(default_factory=dict)
     """Ways to run it together with others, kept as long as it is; by what they share."""
 
@@ -62,8 +85,11 @@ class Executable:
             Refusal: `out_of_memory` where the device cannot hold the computation, `function_failed` where a
                 registered function fails with these values.
         """
+        started = time.perf_counter()
         try:
-            return on_host(self.compiled(self.placement.arguments(query)))
+            answer: dict[str, Any] = on_host(self.compiled(self.placement.arguments(query)))
+            self.pace.note(time.perf_counter() - started)
+            return answer
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error):
                 detail = "the device ran out of memory; send fewer examples at once"

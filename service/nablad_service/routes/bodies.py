@@ -22,7 +22,7 @@ from nablad.problems import Refusal
 from nablad_service.off_loop import off_loop
 from nablad_service.pipeline import Answer, Pipeline
 from nablad_service.reading import Body
-from nablad_service.receiving import LYING, receiver
+from nablad_service.receiving import LYING, is_alone, receiver
 
 TENANT = "Nablad-Tenant"
 LONGEST_TENANT = 200
@@ -49,11 +49,12 @@ async def read_body(request: Request) -> Body:
         raise Refusal("unknown_media_type", f"bodies come {spoken} Content-Encoding, not as '{coding}'")
     limit = request.app.state.settings.max_body_bytes
     tenant = tenant_of(headers.get(b"nablad-tenant", b"").decode("latin-1"))
+    alone = is_alone(request.scope)
     lying: memoryview | None = (request.scope.get("extensions") or {}).get(LYING)
     if lying is not None:
         if len(lying) > limit:
             raise _too_large(limit)
-        return Body(await _plain(lying, coding, limit), media, answer, encoding, tenant, floats)
+        return Body(await _plain(lying, coding, limit), media, answer, encoding, tenant, floats, alone)
     announced = headers.get(b"content-length", b"")
     size = int(announced) if announced.isdigit() else None
     if size is not None and size > limit:
@@ -62,7 +63,7 @@ async def read_body(request: Request) -> Body:
         data = await (_received(request, limit) if size is None else _received_in_place(request, size))
     except ClientDisconnect:
         raise Refusal("malformed_body", "the connection ended before the body did") from None
-    return Body(await _plain(data, coding, limit), media, answer, encoding, tenant, floats)
+    return Body(await _plain(data, coding, limit), media, answer, encoding, tenant, floats, alone)
 
 
 async def _plain(data: Buffer, coding: str, limit: int) -> Buffer:
