@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
@@ -38,6 +39,7 @@ PLAIN = frozenset({"pjit", "jit", "closed_call", "core_call"})
 WITHOUT_RULE = PLAIN | {"remat", "remat2", "checkpoint"}
 """Calls without a derivative of their own."""
 RULE = "custom_jvp_call"
+JAX_FOLDER = str(Path(jax.__file__).parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,11 +204,26 @@ class _Walk:
             return str(setting), tuple(id(constant) for constant in getattr(setting, "consts", ()))
         if isinstance(setting, tuple | list):
             return tuple(self._key(one) for one in setting)
+        if rule := _rule_of_jax(setting):
+            return rule
         try:
             hash(setting)
         except TypeError:
             return id(setting)
         return setting
+
+
+def _rule_of_jax(setting: Any) -> str | None:
+    """Where JAX itself defines a derivative that a step carries; None for anything else.
+
+    A rule is an object of its own at every trace. Those of JAX's functions are top-level functions: equal
+    places, equal rules. A caller's may be closures, whose place does not tell what they hold, and so may
+    those that `custom_derivatives` puts together.
+    """
+    debug = getattr(setting, "debug_info", None)
+    _, at, place = (getattr(debug, "func_src_info", None) or "").rpartition(" at ")
+    ours = at and place.startswith(JAX_FOLDER) and "custom_derivatives" not in place
+    return f"rule at {place}" if ours else None
 
 
 def _has_rule(equation: JaxprEqn) -> bool:
