@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
 import sys
 import time
@@ -33,6 +32,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from measuring import Clock, machine, platform
 
 from nablad.messages import GradientRequest
 from nablad_service.engine.costs import Cost, cost
@@ -58,8 +58,6 @@ TIE = 0.15
 """Ratios this close to 1 are no difference."""
 TOO_SLOW = 10.0
 """Times the fastest at which a variant gets no more rounds than those that warm it up."""
-BUSY = 0.25
-"""Cores at work for something else beyond which times are not to be trusted."""
 TOO_LARGE = 4 * 2**30
 """Bytes by count beyond which a variant is not run."""
 
@@ -654,11 +652,6 @@ def page_of(kind: str) -> Path:
     return FOLDER / ("nested_ad.md" if kind == "cpu" else f"nested_ad_{kind}.md")
 
 
-def platform() -> str:
-    """The kind of device that programs run on: cpu, gpu."""
-    return str(jax.devices()[0].platform)
-
-
 def beside() -> str:
     """Where the same was measured on another device."""
     other = "cpu" if platform() != "cpu" else "gpu"
@@ -667,43 +660,11 @@ def beside() -> str:
     return f"No {other.upper()} was at hand; the program writes a page of its own there, beside this one."
 
 
-def machine() -> str:
-    """What the times depend on."""
-    device = jax.devices()[0].device_kind
-    return f"{os.cpu_count()} cores, {device}, {os.uname().machine}, JAX {jax.__version__}, float32"
-
-
-@dataclass(frozen=True)
-class Clock:
-    """A moment: when, and how many seconds the cores have worked by then, for all and for this process."""
-
-    seconds: float
-    all: float | None
-    own: float
-
-    @classmethod
-    def now(cls) -> Clock:
-        """The present; `all` only where the system tells (Linux)."""
-        own, worked = sum(os.times()[:2]), None
-        if (told := Path("/proc/stat")).exists():
-            user, nice, system, _, _, *rest = map(int, told.read_text().split("\n")[0].split()[1:9])
-            worked = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
-        return cls(time.monotonic(), worked, own)
-
-    def others_since(self, before: Clock) -> str:
-        """How many cores something else kept busy since then, in words."""
-        if self.all is None or before.all is None:
-            return "what else the machine did is not known"
-        others = (self.all - before.all - self.own + before.own) / (self.seconds - before.seconds)
-        busy = "; a BUSY machine, the times are rough" if others > BUSY else ""
-        return f"other processes kept {max(others, 0.0):.2f} cores busy meanwhile{busy}"
-
-
 def page(outcomes: Sequence[Outcome], rounds: int, others: str) -> str:
     """The page of the documentation."""
     return f"""# Nested derivatives against JAX by hand
 
-`python benchmarks/nested_ad.py` (with `pip install "nablad[service,gallery,folx]"`) on: {machine()};
+`python benchmarks/nested_ad.py` (with `pip install "nablad[service,gallery,folx]"`) on: {machine()}, float32;
 {others}. `--quick` takes small sizes,
 `--rows WORD` some of the rows, `--json FILE` writes them as JSON.
 
@@ -785,7 +746,7 @@ def main() -> int:
         )
     others = Clock.now().others_since(began)
     if outcomes:
-        print(f"{table(outcomes)}\n\n{summary(outcomes)}\n\n{machine()}; {others}")
+        print(f"{table(outcomes)}\n\n{summary(outcomes)}\n\n{machine()}, float32; {others}")
     if options.json:
         options.json.write_text(json.dumps([one.document() for one in outcomes], indent=1))
     if wrong:

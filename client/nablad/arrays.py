@@ -99,9 +99,7 @@ def _from_members(value: Mapping[str, Any], name: str) -> NDArray[Any]:
         detail = f"the array '{name}' needs dtype, shape and data, it has {given}"
         raise Refusal("invalid_array", detail)
     dtype = value["dtype"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        detail = f"the array '{name}' has dtype {dtype!r}; known are {', '.join(sorted(DTYPES))}"
-        raise Refusal("invalid_array", detail)
+    _dtype(dtype, name)
     data = value["data"]
     if isinstance(data, str):
         try:

@@ -7,7 +7,7 @@ to send it, and nothing is taken apart to read it. `docs/wire.md` specifies it b
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -42,6 +42,17 @@ def aligned(size: int) -> memoryview:
     block = np.empty(size + ALIGNMENT, np.uint8)
     start = -block.ctypes.data % ALIGNMENT
     return block.data[start : start + size]
+
+
+def fill(block: Any, pieces: Iterable[Buffer]) -> int:
+    """Copy the pieces of a body into writable memory, one behind the other; gives how many bytes they are."""
+    # NumPy copies without holding the interpreter.
+    into = np.frombuffer(block, np.uint8)
+    end = 0
+    for piece in pieces:
+        into[end : end + len(piece)] = np.frombuffer(piece, np.uint8)
+        end += len(piece)
+    return end
 
 
 def padding(size: int) -> int:

@@ -155,12 +155,14 @@ class Pipeline:
 
         A call that is alone, of a program that takes no time, is computed here and now.
         """
-        if alone and isinstance(executable, Executable) and executable.pace.under(SHORT):
+        if isinstance(executable, InBucket):
+            return await self.scheduler.run(lambda: executable.run(query))
+        if alone and executable.pace.under(SHORT):
             finished = self.scheduler.run_here(lambda: executable.run(query))
             if finished is not None:
                 return finished
-        key = None if isinstance(executable, InBucket) else self.batches.key(query, executable)
-        if key is None or isinstance(executable, InBucket):
+        key = self.batches.key(query, executable)
+        if key is None:
             return await self.scheduler.run(lambda: executable.run(query))
         company = self.batches.company(query, executable)
         return await self.scheduler.run_in_company(key, query, company, until=until)

@@ -92,10 +92,7 @@ class _Known:
     lookups: Lookups
 
     def with_numbers(self, body: Buffer) -> Query:
-        filled = _filled(self.query, self.slots, lambda slot: slot.view(body))
-        # The same for all of them: asked for at every call.
-        filled.__dict__["resident"] = self.query.resident
-        return filled
+        return _filled(self.query, self.slots, lambda slot: slot.view(body))
 
 
 class Recall:

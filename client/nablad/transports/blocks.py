@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import httpx
 import numpy as np
 
-from nablad.frame import Buffer
+from nablad.frame import Buffer, fill
 from nablad.shared_memory import FORGET, LONGEST, SHARE, SUFFIX, Place
 
 STEP = 2 * 1024 * 1024
@@ -37,13 +37,7 @@ class Block:
 
     def fill(self, pieces: Sequence[Buffer]) -> Place:
         """Write a body into the block."""
-        into = np.frombuffer(self.memory, np.uint8)
-        end = 0
-        for piece in pieces:
-            # NumPy copies without holding the interpreter.
-            into[end : end + len(piece)] = np.frombuffer(piece, np.uint8)
-            end += len(piece)
-        return Place(self.token, 0, end)
+        return Place(self.token, 0, fill(self.memory, pieces))
 
 
 class Blocks:

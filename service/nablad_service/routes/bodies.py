@@ -23,6 +23,7 @@ from nablad_service.off_loop import off_loop
 from nablad_service.pipeline import Answer, Pipeline
 from nablad_service.reading import Body
 from nablad_service.receiving import LYING, is_alone, receiver
+from nablad_service.routes.whole_answers import send_pieces
 
 TENANT = "Nablad-Tenant"
 LONGEST_TENANT = 200
@@ -178,9 +179,7 @@ class PiecesResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        last = len(self._pieces) - 1
-        for position, piece in enumerate(self._pieces):
-            await send({"type": "http.response.body", "body": piece, "more_body": position < last})
+        await send_pieces(self._pieces, send)
 
 
 def server_timing(timing: Timing) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nablad.compression import WORTH, ZSTD, available, compressed
 from nablad.frame import Buffer
-
-SMALL = 64 * 1024
-"""Bytes that are compressed on the event loop."""
+from nablad_service.off_loop import off_loop
+from nablad_service.routes.whole_answers import Header, WholeAnswer
 
 
 class CompressedAnswers:
@@ -28,30 +25,11 @@ class CompressedAnswers:
         await self._app(scope, receive, _Compressing(send) if asked else send)
 
 
-class _Compressing:
-    """Collects an answer and sends it compressed."""
+class _Compressing(WholeAnswer):
+    """Sends an answer compressed, where that is worth it."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._start: Message = {}
-        self._pieces: list[Buffer] = []
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._start = message
-            return
-        self._pieces.append(message.get("body", b""))
-        if message.get("more_body", False):
-            return
-        size = sum(map(len, self._pieces))
-        pieces, start = self._pieces, self._start
-        if size >= WORTH:
-            pieces = compressed(pieces) if size <= SMALL else await asyncio.to_thread(compressed, pieces)
-            kept = [(name, value) for name, value in start["headers"] if name != b"content-length"]
-            length = str(sum(map(len, pieces))).encode()
-            added = [(b"content-length", length), (b"content-encoding", ZSTD.encode())]
-            start = {**start, "headers": [*kept, *added]}
-        await self._send(start)
-        last = len(pieces) - 1
-        for position, piece in enumerate(pieces):
-            await self._send({"type": "http.response.body", "body": piece, "more_body": position < last})
+    async def changed(self, pieces: list[Buffer]) -> tuple[list[Buffer], list[Header]] | None:
+        size = sum(map(len, pieces))
+        if size < WORTH:
+            return None
+        return await off_loop(size, lambda: compressed(pieces)), [(b"content-encoding", ZSTD.encode())]
