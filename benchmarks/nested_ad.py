@@ -482,16 +482,14 @@ class Variants:
         return more
 
     def _times(self, asked: Round) -> dict[int, float]:
-        times: dict[int, list[float]] = {index: [] for index in asked.variants}
-        turn, spent = 0, 0.0
-        while not asked.enough(turn - 1, spent):
-            for index in asked.variants:
-                seconds = steady(partial(self.executable(index).run, self.query))
-                if turn:  # the first run of each is warming up
-                    times[index].append(seconds)
-                    spent += seconds
-            turn += 1
-        return {index: statistics.median(runs) for index, runs in times.items()}
+        timing = asked.timing()
+        index = next(timing)
+        try:
+            while True:
+                index = timing.send(steady(partial(self.executable(index).run, self.query)))
+        except StopIteration as end:
+            medians: dict[int, float] = end.value
+            return medians
 
 
 NAIVE = -1

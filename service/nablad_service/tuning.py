@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import statistics
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
@@ -105,7 +104,9 @@ class Tuner:
             query.signature.text,
             self._engine.device(),
             tuple(
-                Timed(one.choices, one.cost.flops, one.cost.peak_bytes, result.times.get(index))
+                Timed(
+                    one.choices, one.cost.flops, one.cost.peak_bytes, _milliseconds(result.times.get(index))
+                )
                 for index, one in enumerate(result.variants)
             ),
             result.chosen,
@@ -118,21 +119,20 @@ class Tuner:
     async def _times(
         self, query: Query, variants: list[Variant], asked: Round, compiled: dict[int, Executable]
     ) -> dict[int, float]:
-        """The median milliseconds of each variant of a round; compiles what is not `compiled` yet."""
+        """The median seconds of each variant of a round; compiles what is not `compiled` yet."""
         for index in asked.variants:
             if index not in compiled:
                 choices = dict(variants[index].choices)
                 compiled[index] = await self._aside(partial(self._compile, query, choices))
-        times: dict[int, list[float]] = {index: [] for index in asked.variants}
-        turn, spent = 0, 0.0
-        while not asked.enough(turn - 1, spent):
-            for index in asked.variants:
+        timing = asked.timing()
+        index = next(timing)
+        try:
+            while True:
                 finished = await self._scheduler.run(partial(_timed, compiled[index], query))
-                if turn:  # the first run of each is warming up
-                    times[index].append(finished.result)
-                    spent += finished.result / 1e3
-            turn += 1
-        return {index: statistics.median(runs) for index, runs in times.items()}
+                index = timing.send(finished.result)
+        except StopIteration as end:
+            medians: dict[int, float] = end.value
+            return medians
 
     async def _aside(self, work: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._thread.submit(work))
@@ -167,6 +167,10 @@ def _next(
         raise _Decided(end.value) from None
 
 
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e3
+
+
 def _timed(executable: Executable, query: Query) -> float:
-    """Milliseconds of one run in a row of them, the answer on the host."""
-    return steady(lambda: executable.run(query)) * 1e3
+    """Seconds of one run in a row of them, the answer on the host."""
+    return steady(lambda: executable.run(query))

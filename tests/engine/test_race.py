@@ -112,3 +112,16 @@ def test_the_second_round_takes_the_fastest_strategies_in_the_best_chunks() -> N
     _, rounds = run(found[:3], {((1, "x"),): 3.0, ((EXAMPLES, "16"), (1, "x")): 1.0}, examples=1024)
     assert [one.runs for one in rounds] == [RUNS, RUNS, RUNS_AT_LAST]
     assert rounds[1].variants == (0, 2, 3, 4, 5)
+
+
+def test_a_round_runs_all_in_turn_and_gives_the_medians_without_the_first() -> None:
+    timing = Round((4, 7), 3, 0.0).timing()
+    asked, seconds = [next(timing)], iter([9.0, 9.0, 1.0, 2.0, 5.0, 3.0, 2.0, 8.0])
+    medians = None
+    try:
+        while True:
+            asked.append(timing.send(next(seconds)))
+    except StopIteration as end:
+        medians = end.value
+    assert asked == [4, 7] * 4
+    assert medians == {4: 2.0, 7: 3.0}

@@ -16,7 +16,7 @@ from nablad.transports.address import connected
 from nablad.transports.exchange import READ, WRITE, Exchange, Timeouts, Unanswered, Waiting
 from nablad.transports.incoming import Answer
 from nablad.transports.outgoing import Outgoing, head, in_chunks
-from nablad.transports.pool import DEFAULT_LIMITS, Connection, Idle
+from nablad.transports.pool import DEFAULT_LIMITS, Connection, IdleByPlace
 from nablad.transports.translated import place_of, response_of, sendable_again, timeouts_of, whole
 
 EVENTS = {READ: select.POLLIN, WRITE: select.POLLOUT, READ | WRITE: select.POLLIN | select.POLLOUT}
@@ -35,10 +35,9 @@ class BlockingTransport(httpx.BaseTransport):
 
     def __init__(self, *, uds: str | None = None, limits: httpx.Limits = DEFAULT_LIMITS) -> None:
         self._uds = uds
-        self._limits = limits
         self._blocks = Blocks()
         self._lock = threading.Lock()
-        self._idle: dict[tuple[str, int] | str, Idle] = {}
+        self._idle = IdleByPlace(limits)
         most = limits.max_connections
         self._places = threading.BoundedSemaphore(most) if most is not None else None
 
@@ -74,7 +73,7 @@ class BlockingTransport(httpx.BaseTransport):
         try:
             while True:
                 with self._lock:
-                    connection = self._kept(place).take()
+                    connection = self._idle.at(place).take()
                 if connection is None:
                     connection = Connection(connected(place, timeouts.connect))
                 try:
@@ -106,22 +105,15 @@ class BlockingTransport(httpx.BaseTransport):
             raise
         if exchange.reusable:
             with self._lock:
-                self._kept(place).put(connection)
+                self._idle.at(place).put(connection)
         else:
             connection.close()
         return exchange.answer
 
-    def _kept(self, place: tuple[str, int] | str) -> Idle:
-        found = self._idle.get(place)
-        if found is None:
-            found = self._idle[place] = Idle(self._limits)
-        return found
-
     def close(self) -> None:
         """Close the idle connections."""
         with self._lock:
-            for idle in self._idle.values():
-                idle.close()
+            self._idle.close()
 
 
 def _parts(begin: bytes, stream: Iterable[bytes], chunked: bool) -> Iterator[Sequence[Buffer]]:

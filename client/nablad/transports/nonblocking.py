@@ -15,7 +15,7 @@ from nablad.transports.address import AGAIN
 from nablad.transports.exchange import READ, WRITE, Exchange, Timeouts, Unanswered, Wait, Waiting
 from nablad.transports.incoming import Answer
 from nablad.transports.outgoing import Outgoing, head, in_chunks
-from nablad.transports.pool import DEFAULT_LIMITS, Connection, Idle
+from nablad.transports.pool import DEFAULT_LIMITS, Connection, IdleByPlace
 from nablad.transports.translated import place_of, response_of, sendable_again, timeouts_of, whole
 
 
@@ -31,7 +31,7 @@ class NonblockingTransport(httpx.AsyncBaseTransport):
         self._uds = uds
         self._limits = limits
         self._blocks = Blocks()
-        self._idle: dict[tuple[str, int] | str, Idle] = {}
+        self._idle = IdleByPlace(limits)
         most = limits.max_connections
         self._places = asyncio.Semaphore(most) if most is not None else None
         self._stock: httpx.AsyncHTTPTransport | None = None
@@ -72,7 +72,7 @@ class NonblockingTransport(httpx.AsyncBaseTransport):
                 raise httpx.PoolTimeout(f"no connection was free within {timeouts.pool:g} s") from None
         try:
             while True:
-                connection = self._kept(place).take()
+                connection = self._idle.at(place).take()
                 if connection is None:
                     connection = Connection(await connected(place, timeouts.connect))
                 try:
@@ -107,21 +107,14 @@ class NonblockingTransport(httpx.AsyncBaseTransport):
             connection.close()
             raise
         if exchange.reusable:
-            self._kept(place).put(connection)
+            self._idle.at(place).put(connection)
         else:
             connection.close()
         return exchange.answer
 
-    def _kept(self, place: tuple[str, int] | str) -> Idle:
-        found = self._idle.get(place)
-        if found is None:
-            found = self._idle[place] = Idle(self._limits)
-        return found
-
     async def aclose(self) -> None:
         """Close the idle connections."""
-        for idle in self._idle.values():
-            idle.close()
+        self._idle.close()
         if self._stock is not None:
             await self._stock.aclose()
 

@@ -69,6 +69,26 @@ class Idle:
             self._connections.pop().close()
 
 
+class IdleByPlace:
+    """The idle connections of a transport to all its places. Not safe for threads."""
+
+    def __init__(self, limits: httpx.Limits) -> None:
+        self._limits = limits
+        self._idle: dict[tuple[str, int] | str, Idle] = {}
+
+    def at(self, place: tuple[str, int] | str) -> Idle:
+        """Those to one place."""
+        found = self._idle.get(place)
+        if found is None:
+            found = self._idle[place] = Idle(self._limits)
+        return found
+
+    def close(self) -> None:
+        """Close all of them."""
+        for idle in self._idle.values():
+            idle.close()
+
+
 def _readable(sock: socket.socket) -> bool:
     """Whether an idle connection has something to say: it was closed, or says what nobody asked for."""
     poller = select.poll()

@@ -7,6 +7,7 @@ least is often luck.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,22 @@ class Round:
     variants: tuple[int, ...]
     runs: int
     seconds: float
+
+    def timing(self) -> Generator[int, float, dict[int, float]]:
+        """Which variant to run next, again and again, given the seconds of each run; the medians at the end.
+
+        The first run of each warms up, and does not count.
+        """
+        times: dict[int, list[float]] = {index: [] for index in self.variants}
+        turn, spent = 0, 0.0
+        while not self.enough(turn - 1, spent):
+            for index in self.variants:
+                seconds = yield index
+                if turn:
+                    times[index].append(seconds)
+                    spent += seconds
+            turn += 1
+        return {index: statistics.median(runs) for index, runs in times.items()}
 
     def enough(self, runs: int, seconds: float) -> bool:
         """Whether so many runs of each, which took so many seconds together, will do."""
