@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -44,7 +44,7 @@ class Trained(Message):
 
     models: dict[str, Binding | str] = Field(
         default_factory=dict,
-        description="Hosted models by the names the programs use; their parameters are where training starts.",
+        description="Hosted models by the names the programs use; training starts at their parameters.",
         examples=[{"model": "net"}],
     )
     trained: dict[str, Array] = Field(
@@ -129,15 +129,11 @@ class Standing(BaseModel):
 
     name: str
     sequence: int = Field(description="Number of the last call that was done.")
-    generation: int = Field(
-        description="1 at first, one more at each restart of the server or load of a save."
-    )
+    generation: int = Field(description="1 at first, one more whenever it came from a save.")
     step: int
     accumulated: int = Field(description="Gradients since the last step.")
     saved: list[int] = Field(description="Steps that were saved and can be loaded, last one last.")
-    loaded: bool = Field(
-        description="Whether it is in memory; else the next call loads it from its last save."
-    )
+    loaded: bool = Field(description="Whether it is in memory; else the next call loads its last save.")
     optimiser: Optimiser
     models: dict[str, str] = Field(description="Hosted models by the names the programs use.")
     bytes: int = Field(description="Of parameters, optimiser state and gradients.")
@@ -203,7 +199,7 @@ class Phase(Message):
     optimiser: Optimiser
     steps: int = Field(gt=0)
     dtype: Literal["float32", "float64"] | None = Field(
-        None, description="From here on; as it was by default."
+        None, description="From here on; by default as it was."
     )
 
 
@@ -229,12 +225,8 @@ class TrainRequest(Trained, Computation):
     stop: Stop | None = None
     report_every: int = Field(100, gt=0)
     checkpoint_every: int | None = Field(None, gt=0)
-    keep_going: bool = Field(
-        False, description="Whether it goes on when its caller leaves; else it is saved."
-    )
-    resume: bool = Field(
-        False, description="Whether to go on from the last save of `name`, to the same numbers."
-    )
+    keep_going: bool = Field(False, description="Whether it goes on when its caller leaves; else it stops.")
+    resume: bool = Field(False, description="Whether to go on from the last save of `name`.")
 
 
 class Report(BaseModel):
