@@ -17,6 +17,7 @@ from nablad import __version__
 from nablad.blocks import Blocks
 from nablad.problems import Refusal
 from nablad_service.batches import Batches, BatchLimits
+from nablad_service.collecting import settle
 from nablad_service.counting import Counting
 from nablad_service.engine.disk_cache import tell_of_disk
 from nablad_service.engine.engine import Engine
@@ -140,6 +141,7 @@ def create_app(
         if memory is not None:
             app.state.memory = SharedMemory(memory, settings.max_body_bytes)
             app.state.memory.start()
+        settle()
         app.state.ready = True
         yield
         app.state.ready = False

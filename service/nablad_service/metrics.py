@@ -12,6 +12,8 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
+from nablad_service.collecting import settle
+
 T = TypeVar("T")
 
 SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -69,11 +71,14 @@ class Metrics:
         self.program_hits, self.program_misses = programs.labels("hit"), programs.labels("miss")
 
     def compiling(self, kind: str, work: Callable[[], T]) -> Callable[[], T]:
-        """`work`, a compilation of some kind, timed when it is done."""
+        """`work`, a compilation of some kind, timed; what it made is settled for the garbage collector."""
 
         def timed() -> T:
             with self.compile.labels(kind).time():
-                return work()
+                made = work()
+            # Tracing leaves much behind, and what is compiled stays.
+            settle()
+            return made
 
         return timed
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nablad.arrays import NAMES
 from nablad_models import Model
@@ -137,11 +138,19 @@ def arguments(query: Query, place: Callable[[Resident], Any] = on_host) -> dict[
         "inputs": {name: tree(value) for name, value in query.inputs.items()},
         "params": {name: tree(value) for name, value in query.params.items()},
         "state": {name: tree(value) for name, value in query.state.items()},
-        "seed": np.uint32(query.seed % 2**32),
-        "weights": {
-            name: np.asarray(weight, query.signature.dtype) for name, weight in query.weights.items()
-        },
+        "seed": seed_of(query),
+        "weights": {name: weight_of(query, name) for name in query.weights},
     }
+
+
+def seed_of(query: Query) -> np.uint32:
+    """A query's seed as the compiled program takes it."""
+    return np.uint32(query.seed % 2**32)
+
+
+def weight_of(query: Query, term: str) -> NDArray[Any]:
+    """The weight of a term, in the program's float type."""
+    return np.asarray(query.weights[term], query.signature.dtype)
 
 
 def residents_of(query: Query) -> Iterator[Resident]:

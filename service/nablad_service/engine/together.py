@@ -19,7 +19,7 @@ from nablad_service.engine.costs import cost
 from nablad_service.engine.jaxprs import equations
 from nablad_service.engine.placement import Placement
 from nablad_service.engine.values import on_host
-from nablad_service.query import Query, arguments
+from nablad_service.query import Query, arguments, seed_of, weight_of
 
 
 class Unfit(Exception):
@@ -49,10 +49,9 @@ class Together:
 
     def run(self, queries: Sequence[Query]) -> list[dict[str, Any]]:
         """The answer's arrays of each of the requests, on the host, as `Executable.run` gives them."""
-        values = [arguments(query) for query in queries]
-        resident = self.placement.arguments(queries[0])
+        first = self.placement.arguments(queries[0])
         given = [
-            read(resident, place) if shared else self._stacked([read(one, place) for one in values])
+            read(first, place) if shared else self._stacked(own(queries, place))
             for place, shared in self.places
         ]
         made = on_host(self.compiled(*given))
@@ -65,6 +64,17 @@ class Together:
             leaves += leaves[-1:] * missing
         shape = np.shape(leaves[0])
         return np.concatenate(leaves).reshape(self.size, *shape) if shape else np.asarray(leaves)
+
+
+def own(queries: Sequence[Query], place: Place) -> list[Any]:
+    """One leaf of the arguments of each query; the others are not made for it."""
+    section, name, leaf = place
+    if section == "seed":
+        return [seed_of(query) for query in queries]
+    if section == "weights":
+        return [weight_of(query, name) for query in queries]
+    values = [getattr(query, section)[name] for query in queries]
+    return values if leaf is None else [tree[leaf] for tree in values]
 
 
 def read(given: Any, place: Place) -> Any:
