@@ -23,7 +23,7 @@ from nablad_service.engine.executable import Executable
 from nablad_service.engine.together import Together, Unfit
 from nablad_service.metrics import Metrics
 from nablad_service.query import Query
-from nablad_service.watched_threads import BEHIND, Overrun, Stuck, WatchedThreads
+from nablad_service.watched_threads import Overrun, Stuck, WatchedThreads
 
 log = logging.getLogger("nablad")
 
@@ -64,7 +64,7 @@ class Batches:
         self._limits = limits
         self._metrics = metrics or Metrics()
         # Apart from the other compilations: those have callers that wait for them.
-        self._threads = WatchedThreads("batch", 1, seconds, spare=SPARE, nice=BEHIND)
+        self._threads = WatchedThreads("batch", 1, seconds, spare=SPARE, behind=True)
 
     def key(self, query: Query, executable: Executable) -> Hashable | None:
         """What calls that may be computed together have in common; None where this one goes alone."""

@@ -188,7 +188,7 @@ class Pipeline:
         except asyncio.CancelledError:  # the drain time of a stopping server is over
             raise Refusal("stopping", "the server stopped before the answer was ready; ask again") from None
         self.metrics.queue.observe(finished.waited)
-        timing = Timing.model_construct(
+        timing = Timing(
             decode_ms=decoded * 1e3,
             queue_ms=finished.waited * 1e3,
             compile_ms=compiling * 1e3,

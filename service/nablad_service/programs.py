@@ -25,7 +25,7 @@ from nablad_service.learned_plans import LearnedPlan, LearnedPlans
 from nablad_service.metrics import Metrics
 from nablad_service.planning import Planned
 from nablad_service.query import Query, Signature
-from nablad_service.watched_threads import BEHIND, Overrun, Stuck, WatchedThreads
+from nablad_service.watched_threads import Overrun, Stuck, WatchedThreads
 
 T = TypeVar("T")
 
@@ -63,8 +63,8 @@ class Programs:
         self._seconds = seconds
         self._metrics = metrics or Metrics()
         # Checked apart from compiling: a mistake is answered at once, whatever else compiles.
-        self._checkers = WatchedThreads("check", CHECKERS, seconds, spare=SPARE, nice=BEHIND)
-        self._compilers = WatchedThreads("compile", threads, seconds, spare=SPARE, nice=BEHIND)
+        self._checkers = WatchedThreads("check", CHECKERS, seconds, spare=SPARE, behind=True)
+        self._compilers = WatchedThreads("compile", threads, seconds, spare=SPARE, behind=True)
         self._ready: OrderedDict[Signature, Executable | InBucket] = OrderedDict()
         self._diagnoses: OrderedDict[Signature, Diagnosis] = OrderedDict()
         self._planned: OrderedDict[Signature, Planned] = OrderedDict()

@@ -24,7 +24,7 @@ from nablad_service.learned_plans import LearnedPlan, LearnedPlans, Timed
 from nablad_service.metrics import Metrics
 from nablad_service.query import Query, Signature
 from nablad_service.scheduler import Scheduler
-from nablad_service.watched_threads import BEHIND, WatchedThreads
+from nablad_service.watched_threads import WatchedThreads
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class Tuner:
         self._after_calls = after_calls
         self._calls: Counter[Signature] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._thread = WatchedThreads("tune", 1, seconds, spare=SPARE, nice=BEHIND)
+        self._thread = WatchedThreads("tune", 1, seconds, spare=SPARE, behind=True)
 
     def called(self, query: Query, signature: Signature) -> None:
         """Take note of a call of the program with this signature; may begin to tune it."""

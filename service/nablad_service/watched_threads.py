@@ -7,20 +7,19 @@ spare ones. `concurrent.futures` cannot replace a thread, and waits for all of t
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from nablad_service.giving_way import GIVING_WAY
+
 T = TypeVar("T")
 
-BEHIND = 10
-"""How nice threads are that nobody's running calls wait for."""
 LONGEST_LOOK = 1.0
 """Seconds between two looks at what runs: a thread of their own wakes so often, a call wakes none."""
 
@@ -58,13 +57,15 @@ class WatchedThreads:
         seconds: how long one may run before it is left behind; 0 for no limit.
         spare: how many threads may be lost and replaced. The device's thread has none: what occupies the
             device occupies it for everybody.
-        nice: by how much the system puts them behind others, where it does so by thread (Linux). Compiling
-            takes all cores it is given, and calls of programs that are compiled already wait for one.
+        behind: whether they give way to other threads. Compiling takes all cores it is given, and calls of
+            programs that are compiled already wait for one.
     """
 
-    def __init__(self, name: str, count: int, seconds: float, *, spare: int = 0, nice: int = 0) -> None:
+    def __init__(
+        self, name: str, count: int, seconds: float, *, spare: int = 0, behind: bool = False
+    ) -> None:
         self._name = name
-        self._nice = nice
+        self._way = GIVING_WAY if behind else nullcontext()
         self._count = count
         self._seconds = seconds
         self._spare = spare
@@ -117,9 +118,6 @@ class WatchedThreads:
         threading.Thread(target=self._serve, name=self._name, daemon=True).start()
 
     def _serve(self) -> None:
-        if self._nice and sys.platform == "linux":
-            own = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + self._nice)
         while True:
             with self._changed:
                 while not self._waiting and not self._closed.is_set():
@@ -134,7 +132,8 @@ class WatchedThreads:
             outcome: Any = None
             error: BaseException | None = None
             try:
-                outcome = job.work()
+                with self._way:
+                    outcome = job.work()
             except BaseException as raised:
                 error = raised
             stays = True

@@ -22,6 +22,7 @@ import nablad
 from nablad.messages import EvaluateRequest
 from nablad.problems import Refusal
 from nablad_service import programs
+from nablad_service.giving_way import BEHIND, TURN
 from nablad_service.learned_plans import LearnedPlans
 from nablad_service.query import Query
 from nablad_service.validation import evaluate_query
@@ -241,11 +242,33 @@ def test_threads_that_compile_stand_behind_others() -> None:
     def priority() -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    behind, device = WatchedThreads("test", 1, 0, nice=5), WatchedThreads("test", 1, 0)
+    behind, device = WatchedThreads("test", 1, 0, behind=True), WatchedThreads("test", 1, 0)
     try:
         own = priority()
-        assert behind.submit(priority).result(10) == min(own + 5, 19)
+        assert behind.submit(priority).result(10) == min(own + BEHIND, 19)
+        assert behind.submit(priority).result(10) == min(own + BEHIND, 19), "no further with each work"
         assert device.submit(priority).result(10) == own
+    finally:
+        behind.close()
+        device.close()
+
+
+def test_python_changes_threads_more_often_while_a_program_is_compiled() -> None:
+    usual = sys.getswitchinterval()
+    behind, device = WatchedThreads("test", 2, 0, behind=True), WatchedThreads("test", 1, 0)
+    both = threading.Barrier(2)
+
+    def work() -> float:
+        both.wait(10)
+        found = sys.getswitchinterval()
+        both.wait(10)
+        return found
+
+    try:
+        assert device.submit(sys.getswitchinterval).result(10) == usual
+        found = [one.result(10) for one in [behind.submit(work), behind.submit(work)]]
+        assert found == pytest.approx([TURN, TURN])
+        assert sys.getswitchinterval() == usual
     finally:
         behind.close()
         device.close()

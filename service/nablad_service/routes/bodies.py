@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -147,9 +147,7 @@ def answer_format(request: Request) -> tuple[str, Encoding]:
 
 def respond(answer: Answer) -> Response:
     """An answer with its timing in `Server-Timing` too."""
-    return PiecesResponse(
-        answer.pieces, answer.media, headers={"Server-Timing": server_timing(answer.timing)}
-    )
+    return PiecesResponse(answer.pieces, answer.media, timing=server_timing(answer.timing))
 
 
 def document(value: Any, media: str, status: int = 200) -> Response:
@@ -164,18 +162,18 @@ JOINED = 64 * 1024
 class PiecesResponse(Response):
     """A body in pieces under one `Content-Length`: large ones sent as they lie, small ones joined."""
 
-    def __init__(
-        self,
-        pieces: Sequence[Buffer],
-        media: str,
-        status: int = 200,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, pieces: Sequence[Buffer], media: str, status: int = 200, timing: str = "") -> None:
         size = wire.body_size(pieces)
         # Each piece is a message to the protocol and a write to the socket: dearer than a copy of few bytes.
         self._pieces = pieces if size > JOINED else [b"".join(pieces)]
-        length = {"Content-Length": str(size)}
-        super().__init__(None, status, {**(headers or {}), **length}, media)
+        self.status_code = status
+        self.media_type = media
+        self.background = None
+        self.body = b""
+        # As Starlette would write them, which takes a small call a twentieth of its time.
+        self.raw_headers = [(b"content-length", b"%d" % size), (b"content-type", media.encode("latin-1"))]
+        if timing:
+            self.raw_headers.append((b"server-timing", timing.encode("latin-1")))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -184,5 +182,8 @@ class PiecesResponse(Response):
 
 def server_timing(timing: Timing) -> str:
     """W3C Server-Timing: milliseconds by phase."""
-    phases = ("decode", "queue", "compile", "device", "encode")
-    return ", ".join(f"{phase};dur={getattr(timing, f'{phase}_ms'):.3f}" for phase in phases)
+    return (
+        f"decode;dur={timing.decode_ms:.3f}, queue;dur={timing.queue_ms:.3f}, "
+        f"compile;dur={timing.compile_ms:.3f}, device;dur={timing.device_ms:.3f}, "
+        f"encode;dur={timing.encode_ms:.3f}"
+    )
