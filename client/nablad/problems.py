@@ -71,8 +71,10 @@ CODES: dict[str, Kind] = {
     "unknown_model": Kind(404, "No model of that name", errors.NotFound),
     "unknown_version": Kind(404, "No parameters of that version", errors.NotFound),
     "unknown_handle": Kind(404, "No value of that handle", errors.NotFound),
+    "unknown_run": Kind(404, "No run of that name", errors.NotFound),
     "unknown_path": Kind(404, "No such path", errors.NotFound),
     "other_version": Kind(409, "The parameters have another version", errors.RequestError),
+    "run_exists": Kind(409, "There is a run of that name", errors.RequestError),
     "not_loaded": Kind(409, "The model is not loaded", errors.RequestError),
     "python_model": Kind(409, "The model belongs to the operator", errors.RequestError),
     # the server itself

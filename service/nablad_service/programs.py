@@ -21,6 +21,7 @@ from nablad_service.engine.engine import Engine
 from nablad_service.engine.examples import examples_of
 from nablad_service.engine.executable import Executable, Traced
 from nablad_service.engine.padding import Unpadded
+from nablad_service.engine.planner import Choices
 from nablad_service.learned_plans import LearnedPlan, LearnedPlans
 from nablad_service.metrics import Metrics
 from nablad_service.planning import Planned
@@ -180,9 +181,18 @@ class Programs:
 
     async def traced(self, query: Query, learned: LearnedPlan | None) -> Traced:
         """The plan that a program runs by, and the computation that follows it; compiles nothing."""
-        choices = learned.choices if learned else {}
+        return await self.following(query, learned.choices if learned else {})
+
+    async def following(self, query: Query, choices: Choices) -> Traced:
+        """A program traced by some choices of strategies, whatever is learned of it; compiles nothing."""
         return await self._on(
             self._checkers, "tracing", query.signature, lambda: self._engine.trace(query, choices)
+        )
+
+    async def compiled(self, what: str, signature: Signature, compile_: Callable[[], T]) -> T:
+        """What `compile_` makes of a program, on the threads that compile; `what` is the word for metrics."""
+        return await self._on(
+            self._compilers, "compiling", signature, self._metrics.compiling(what, compile_)
         )
 
     async def diagnosis(self, query: Query) -> Diagnosis:
