@@ -1,4 +1,4 @@
-"""Training state: one tree with everything that a step changes, and its leaves by path, as saves hold them."""
+"""Training state: one tree with everything that a step changes, and its leaves by path as saves hold them."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def on_device(saved: Saved, like: TreeT, what: str) -> TreeT:
 
 
 def _mapped(tree: TreeT, change: Callable[[str, Any], Any]) -> TreeT:
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: change(_name(path), leaf), tree)  # type: ignore[no-any-return] # of the same structure
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: change(_name(path), leaf), tree)
 
 
 def _name(path: tuple[Any, ...]) -> str:
