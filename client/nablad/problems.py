@@ -77,6 +77,15 @@ CODES: dict[str, Kind] = {
     "run_exists": Kind(409, "There is a run of that name", errors.RequestError),
     "not_loaded": Kind(409, "The model is not loaded", errors.RequestError),
     "python_model": Kind(409, "The model belongs to the operator", errors.RequestError),
+    # training state
+    "unknown_session": Kind(404, "No session of that name", errors.NotFound),
+    "session_exists": Kind(409, "There is a session of that name", errors.RequestError),
+    "session_restored": Kind(409, "The session came from a save", errors.RequestError),
+    "sequence": Kind(409, "A call is out of its order", errors.RequestError),
+    "no_gradient": Kind(409, "There is no gradient to step with", errors.RequestError),
+    "no_save": Kind(404, "No such save", errors.NotFound),
+    "no_checkpoints": Kind(409, "The server keeps no saves", errors.RequestError),
+    "unfit_save": Kind(409, "The save does not fit", errors.RequestError),
     # the server itself
     "overloaded": Kind(503, "The server is busy", errors.Unavailable),
     "stuck": Kind(503, "The server is occupied by work that does not end", errors.Unavailable),
