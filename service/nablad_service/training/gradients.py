@@ -71,7 +71,8 @@ class Gradient:
             answer["value"],
             answer["terms"],
             self._by_label(answer["gradients"]),
-            {**around.state, **answer["state"]},
+            # Plain dicts: what a loop carries has one structure.
+            {name: dict(leaves) for name, leaves in {**around.state, **answer["state"]}.items()},
             answer.get("term_norms", {}),
             answer["outputs"],
             answer["finite"],
