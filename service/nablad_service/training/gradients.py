@@ -70,8 +70,8 @@ class Gradient:
         return Found(
             answer["value"],
             answer["terms"],
-            self._by_label(answer["gradients"]),
-            {**around.state, **answer["state"]},
+            self._by_label(answer["gradients"], params),
+            {**around.state, **_as_before(answer["state"], around.state)},
             answer.get("term_norms", {}),
             answer["outputs"],
             answer["finite"],
@@ -97,7 +97,7 @@ class Gradient:
         loss.defvjp(forward, backward)
         return loss
 
-    def _by_label(self, gradients: Mapping[str, Any]) -> dict[str, Any]:
+    def _by_label(self, gradients: Mapping[str, Any], params: Arrays) -> dict[str, Any]:
         found = {}
         for entry, gradient in gradients.items():
             if not isinstance(gradient, Mapping):
@@ -105,7 +105,16 @@ class Gradient:
                 continue
             model = entry.removesuffix(".params")
             found |= {parameter_label(model, leaf): one for leaf, one in gradient.items()}
-        return {label: found[label] for label in self.labels}
+        # A program whose data are wider computes in their float type.
+        return {label: found[label].astype(params[label].dtype) for label in self.labels}
+
+
+def _as_before(changed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """State that was changed, in the dtypes that it had."""
+    return {
+        model: {leaf: one.astype(before[model][leaf].dtype) for leaf, one in leaves.items()}
+        for model, leaves in changed.items()
+    }
 
 
 def gradient_of(traced: Traced, query: Query) -> Gradient:
