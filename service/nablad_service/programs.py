@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -71,7 +71,7 @@ class Programs:
         self._planned: OrderedDict[Signature, Planned] = OrderedDict()
         self._buckets: OrderedDict[Signature, asyncio.Task[Bucket]] = OrderedDict()
         self._compiling: dict[Signature, asyncio.Task[Executable | InBucket]] = {}
-        self._slow: dict[tuple[str, Signature], float] = {}
+        self._slow: dict[tuple[str, Hashable], float] = {}
         """What was given up, and until when it is refused: for ever, while its thread still works on it."""
 
     async def executable(self, query: Query) -> tuple[Executable | InBucket, bool]:
@@ -189,11 +189,9 @@ class Programs:
             self._checkers, "tracing", query.signature, lambda: self._engine.trace(query, choices)
         )
 
-    async def compiled(self, what: str, signature: Signature, compile_: Callable[[], T]) -> T:
+    async def compiled(self, what: str, key: Hashable, compile_: Callable[[], T]) -> T:
         """What `compile_` makes of a program, on the threads that compile; `what` is the word for metrics."""
-        return await self._on(
-            self._compilers, "compiling", signature, self._metrics.compiling(what, compile_)
-        )
+        return await self._on(self._compilers, "compiling", key, self._metrics.compiling(what, compile_))
 
     async def diagnosis(self, query: Query) -> Diagnosis:
         """The program of a query compiled so that it reports where it stops being finite."""
@@ -215,7 +213,7 @@ class Programs:
         self,
         threads: WatchedThreads,
         what: str,
-        signature: Signature,
+        signature: Hashable,
         work: Callable[[], T],
         *,
         late: Callable[[T], None] | None = None,
@@ -231,7 +229,7 @@ class Programs:
             raise Refusal("stuck", OCCUPIED, extra={"retry_after": 30}) from None
 
     def _leave(
-        self, what: str, signature: Signature, ended: Future[T], late: Callable[[T], None] | None
+        self, what: str, signature: Hashable, ended: Future[T], late: Callable[[T], None] | None
     ) -> None:
         """Refuse a program from now on, until the thread that was lost to it is free and a while longer."""
         now = time.monotonic()
@@ -252,7 +250,7 @@ class Programs:
 
         ended.add_done_callback(on_loop)
 
-    def _refuse_slow(self, what: str, signature: Signature) -> None:
+    def _refuse_slow(self, what: str, signature: Hashable) -> None:
         until = self._slow.get((what, signature), 0.0)
         if time.monotonic() < until:
             raise self._too_slow(what)
