@@ -142,8 +142,8 @@ def create_app(
         app.state.shelf = shelf
         saves = Saves(Path(settings.checkpoints), keep=settings.saves_kept) if settings.checkpoints else None
         app.state.saves = saves
-        parts = Parts(scheduler, engine.placement, CompiledLoops(compiled), saves)
-        app.state.runs = Runs(parts, compiled, settings.max_sessions)
+        parts = Parts(compiled, scheduler, engine.placement, CompiledLoops(compiled), saves)
+        app.state.runs = Runs(parts, settings.max_sessions)
         app.state.device = engine.device()
         if memory is not None:
             app.state.memory = SharedMemory(memory, settings.max_body_bytes)

@@ -13,7 +13,9 @@ import optax
 import pytest
 from following import params_of, trained
 
+from nablad.training.messages import Batches
 from nablad_service.engine.engine import Engine
+from nablad_service.training.samplers import samplers_of
 
 PROGRAM = """
 u = model(x)[:, 0]
@@ -62,8 +64,7 @@ def data() -> dict[str, np.ndarray]:
     return {"x": x, "y": np.sin(3 * x[:, 0]) * x[:, 1]}
 
 
-def of_network(params: Any) -> Any:
-    x, y = data().values()
+def of_network(params: Any, x: Any, y: Any) -> Any:
     hidden = jnp.tanh(x @ params["layer_1.weight"].T + params["layer_1.bias"])
     u = (hidden @ params["layer_2.weight"].T + params["layer_2.bias"])[:, 0]
     return jnp.mean((u - y) ** 2) + 0.01 * jnp.mean(u**2)
@@ -117,7 +118,7 @@ def test_500_steps_are_those_of_jax_and_optax(trainer: httpx.Client, name: str) 
     asked, rule = OPTIMISERS[name]
     begun = started(trainer)
     frozen = [leaf for leaf in begun if leaf.startswith("layer_1")] if "frozen" in asked else []
-    expected, params = in_process(of_network, begun, rule, frozen)
+    expected, params = in_process(lambda params: of_network(params, **data()), begun, rule, frozen)
     run = trained(
         trainer,
         loss=PROGRAM,
@@ -138,6 +139,40 @@ def test_500_steps_are_those_of_jax_and_optax(trainer: httpx.Client, name: str) 
     if isinstance(asked["learning_rate"], dict):
         rates = [report["learning_rate"] for report in run.of("report")]
         np.testing.assert_allclose(rates, [SCHEDULE(step) for step in range(STEPS)], rtol=1e-5, atol=1e-9)
+
+
+def test_four_batches_to_a_step_are_those_of_optax(trainer: httpx.Client) -> None:
+    """Batches of ten, four of which go through all examples: their mean is the whole, but for the order."""
+    begun, rule = started(trainer), optax.MultiSteps(optax.adam(SCHEDULE), every_k_schedule=4)
+    (sampler,) = samplers_of({"train": Batches(data=data(), n=10)}, 0)
+
+    @jax.jit
+    def step(params: Any, state: Any, batch: Any) -> Any:
+        value, gradient = jax.value_and_grad(lambda params: of_network(params, **batch))(params)
+        updates, state = rule.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    params, state, expected = begun, rule.init(begun), []
+    for number in range(STEPS):
+        values = []
+        for turn in range(4):
+            params, state, value = step(params, state, sampler.draw(4 * number + turn))
+            values.append(float(value))
+        expected.append(np.mean(values))
+    run = trained(
+        trainer,
+        loss=PROGRAM,
+        models={"model": "net"},
+        samplers={"train": {"distribution": "batches", "data": sent(data()), "n": 10}},
+        optimiser={"name": "adam", "learning_rate": RATE},
+        accumulate=4,
+        steps=STEPS,
+        report_every=1,
+    )
+    np.testing.assert_allclose(run.values(), expected, rtol=2e-4)
+    found = params_of(trainer, run.name)["params"]["model"]
+    for leaf, one in params.items():
+        np.testing.assert_allclose(found[leaf], one, atol=2e-4, err_msg=leaf)
 
 
 @pytest.mark.parametrize("frozen", [[], ["b"]], ids=["all", "b frozen"])

@@ -188,9 +188,7 @@ class Stepping:
         return done, Stepped(rate if self.rated else None, gradient_norm, update_norm)
 
 
-def compile_step(
-    rule: Rule, state: TrainingState, values: StepValues, batches: Sequence[Batch]
-) -> Stepping:
+def compile_step(rule: Rule, state: TrainingState, values: StepValues, batches: Sequence[Batch]) -> Stepping:
     """Compile for a state like this, and batches where the rule needs the loss; specs do for arrays."""
     programs = [batch.gradient for batch in batches]
 

@@ -10,7 +10,6 @@ from typing import Any
 from nablad.problems import Refusal
 from nablad.training.messages import RunStanding, TrainRequest
 from nablad_service.language.places import nearest
-from nablad_service.programs import Programs
 from nablad_service.recalling import Lookups
 from nablad_service.training.labels import parameter_of
 from nablad_service.training.questions import loop_query
@@ -28,9 +27,8 @@ class Runs:
     Lives on one event loop.
     """
 
-    def __init__(self, parts: Parts, programs: Programs, limit: int, *, patience: float = PATIENCE) -> None:
+    def __init__(self, parts: Parts, limit: int, *, patience: float = PATIENCE) -> None:
         self._parts = parts
-        self._programs = programs
         self._limit = limit
         self._patience = patience
         self._runs: dict[tuple[str, str], Run] = {}
@@ -54,7 +52,7 @@ class Runs:
             saved = await asyncio.to_thread(saves.read, tenant, name)
         query, samplers = await asyncio.to_thread(loop_query, request, lookups)
         chosen = _choices(saved[1]) if saved is not None else {}
-        stages = await stages_of(request, query, samplers, self._programs, chosen)
+        stages = await stages_of(request, query, samplers, self._parts.programs, chosen)
         self._check_free(tenant, name, request)
         self._make_room()
         run = Run(name, tenant, request, stages, self._parts, deserted=self._deserted, saved=saved)
