@@ -30,7 +30,8 @@ class Runs:
     def __init__(self, parts: Parts, limit: int, *, patience: float = PATIENCE) -> None:
         self._parts = parts
         self._limit = limit
-        self._patience = patience
+        self.patience = patience
+        self._closed = False
         self._runs: dict[tuple[str, str], Run] = {}
         self._stopping: set[asyncio.Task[Any]] = set()
 
@@ -128,7 +129,8 @@ class Runs:
             await asyncio.to_thread(self._parts.saves.remove, tenant, name)
 
     async def close(self) -> None:
-        """Save and stop all."""
+        """Save and stop all, and begin no other."""
+        self._closed = True
         running = [run for run in self._runs.values() if run.status == "running"]
         await asyncio.gather(*(run.stop("the server stops") for run in running))
 
@@ -143,7 +145,7 @@ class Runs:
                 self._stopping.add(stopping)
                 stopping.add_done_callback(self._stopping.discard)
 
-        asyncio.get_running_loop().call_later(self._patience, look)
+        asyncio.get_running_loop().call_later(self.patience, look)
 
     def _check_free(self, tenant: str, name: str, request: TrainRequest) -> None:
         run = self._runs.get((tenant, name))
@@ -159,6 +161,8 @@ class Runs:
 
     def _make_room(self) -> None:
         """Forget the run that ended first, where there are too many."""
+        if self._closed:
+            raise Refusal("stopping", "the server stops; ask again", extra={"retry_after": 1})
         ended = [key for key, run in self._runs.items() if run.status != "running"]
         while len(self._runs) >= self._limit and ended:
             del self._runs[ended.pop(0)]
