@@ -52,7 +52,8 @@ class Gradient:
 
     labels: tuple[str, ...]
     """Of what is trained, sorted."""
-    places: tuple[Place, ...]
+    places: Mapping[Place, Any]
+    """Where the program's arguments lie, in their order, with their dtypes."""
     run: Callable[..., Any]
     unflatten: Callable[[Any], Any]
 
@@ -66,7 +67,9 @@ class Gradient:
             else:
                 own.setdefault(parameter[0], {})[parameter[1]] = array
         given = {**around._asdict(), "inputs": inputs, "params": own}
-        answer = self.unflatten(self.run(*(read(given, place) for place in self.places)))
+        # A line search asks at parameters in float64 whatever they are elsewhere: its steps are.
+        leaves = [jnp.asarray(read(given, place), dtype) for place, dtype in self.places.items()]
+        answer = self.unflatten(self.run(*leaves))
         return Found(
             answer["value"],
             answer["terms"],
@@ -123,7 +126,7 @@ def gradient_of(traced: Traced, query: Query) -> Gradient:
     structure: Any = jax.tree.structure(traced.computation.out_info)
     return Gradient(
         labels_of(query),
-        tuple(place_of(path) for path, _ in leaves),
+        {place_of(path): leaf.dtype for path, leaf in leaves},
         jaxpr_as_fun(traced.computation.jaxpr),
         structure.unflatten,
     )
