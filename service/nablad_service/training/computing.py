@@ -19,10 +19,40 @@ from nablad_service.query import Query
 from nablad_service.training.gradients import Around, Found, Gradient, gradient_of, norms_of
 from nablad_service.training.labels import entry_of
 from nablad_service.training.optimisers import Arrays, Rule, StepValues
-from nablad_service.training.state import TrainingState
+from nablad_service.training.session_questions import Start
+from nablad_service.training.state import TrainingState, first_state, size_of
 
 DRAWN = -1
 """In place of a seed: the state draws one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """The first state, compiled."""
+
+    compiled: Any
+
+    def run(self, start: Start, values: StepValues, seed: int) -> TrainingState:
+        """The state before the first step.
+
+        Raises:
+            Refusal: `out_of_memory`.
+        """
+        with failures_told():
+            state: TrainingState = self.compiled(
+                dict(start.params), dict(start.state), values, np.uint32(seed % 2**32)
+            )
+            return jax.block_until_ready(state)
+
+
+def compile_beginning(start: Start, rule: Rule, values: StepValues) -> Beginning:
+    """Compile for a start like this one."""
+
+    def begin(params: Arrays, models: Any, values: StepValues, seed: Any) -> TrainingState:
+        return first_state(params, models, rule, values, seed)
+
+    given = (dict(start.params), dict(start.state), values, np.uint32(0))
+    return Beginning(jax.jit(begin).lower(*given).compile())
 
 
 class Call(NamedTuple):
@@ -50,6 +80,11 @@ class Computed:
     outputs: Mapping[str, Any]
     gradients: Mapping[str, Any]
     """By label; empty unless asked for."""
+
+    @property
+    def bytes(self) -> int:
+        """Of the arrays."""
+        return size_of((self.outputs, self.gradients))
 
 
 class Batch(NamedTuple):

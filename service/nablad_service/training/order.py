@@ -90,7 +90,7 @@ class Order:
             try:
                 answer = await work()
             except Exception as error:
-                taken = not (isinstance(error, Refusal) and CODES[error.code].status == 503)
+                taken = not (isinstance(error, Refusal) and _may_come_again(error))
                 raise
             taken = True
             return answer
@@ -119,3 +119,8 @@ class Order:
 
     def _refusal(self, detail: str) -> Refusal:
         return Refusal("sequence", detail, extra=self._about())
+
+
+def _may_come_again(refusal: Refusal) -> bool:
+    """Whether the same call may succeed: the server is busy, or its caller puts a lost value again."""
+    return CODES[refusal.code].status == 503 or refusal.code == "unknown_handle"

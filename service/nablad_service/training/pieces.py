@@ -7,20 +7,32 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import jax
+
+from nablad_service.engine.executable import Traced
 from nablad_service.programs import Programs
 from nablad_service.query import Query
+from nablad_service.specs import ArraySpec
 from nablad_service.training.computing import (
     Accumulation,
     Batch,
+    Beginning,
     Call,
     Stepping,
     compile_accumulation,
+    compile_beginning,
     compile_step,
 )
 from nablad_service.training.optimisers import Rule, StepValues
+from nablad_service.training.session_questions import Start
 from nablad_service.training.state import TrainingState
 
 T = TypeVar("T")
+
+
+def program_key(query: Query, choices: Mapping[int, str], state: TrainingState) -> Hashable:
+    """By what a program is known, computed for states like this one."""
+    return query.signature, tuple(sorted(choices.items())), str(state.value.dtype)
 
 
 class Pieces:
@@ -48,17 +60,33 @@ class Pieces:
         Raises:
             Refusal: whatever checking the program finds; `too_slow`.
         """
-        own = (query.signature, tuple(sorted(choices.items())), str(state.value.dtype))
+        own = program_key(query, choices, state)
 
         async def make() -> Accumulation:
-            traced = await self._programs.following(query, choices)
+            traced = await self.traced(query, choices)
             return await self._programs.compiled(
                 "session",
-                (*own, with_gradients),
+                (own, with_gradients),
                 lambda: compile_accumulation(own, traced, query, state, call, with_gradients=with_gradients),
             )
 
-        return await self._once((*own, with_gradients), make)
+        return await self._once((own, with_gradients), make)
+
+    async def traced(self, query: Query, choices: Mapping[int, str]) -> Traced:
+        """A gradient's program, not compiled."""
+        return await self._programs.following(query, choices)
+
+    async def beginning(self, start: Start, rule: Rule, values: StepValues) -> Beginning:
+        """What makes the first state of a session that begins like this one."""
+        shapes = jax.tree.map(ArraySpec.of, (dict(start.params), dict(start.state)))
+        key = (rule, str(shapes))
+
+        async def make() -> Beginning:
+            return await self._programs.compiled(
+                "session", key, lambda: compile_beginning(start, rule, values)
+            )
+
+        return (await self._once(("beginning", *key), make))[0]
 
     async def step(
         self, rule: Rule, state: TrainingState, values: StepValues, batches: Sequence[Batch]

@@ -22,7 +22,7 @@ from nablad_service.engine.placement import Placement
 from nablad_service.learned_plans import LearnedPlans
 from nablad_service.query import Query, arguments
 from nablad_service.scheduler import Finished, Scheduler
-from nablad_service.training.computing import DRAWN, Batch, Call, Computed, Stepped
+from nablad_service.training.computing import DRAWN, Batch, Call, Computed
 from nablad_service.training.optimisers import Rule, values_of
 from nablad_service.training.order import Order
 from nablad_service.training.pieces import Pieces
@@ -137,7 +137,7 @@ class Session:
         started = time.perf_counter()
         accumulation, compiled = await self.device.pieces.accumulation(
             query,
-            self._choices(query),
+            self.choices_of(query),
             before,
             self._call(request, query, arguments(query)["inputs"]),
             with_gradients=request.gradients,
@@ -179,14 +179,12 @@ class Session:
         return self.progress.state
 
     def _call(self, request: SessionGradient, query: Query, inputs: Mapping[str, Any]) -> Call:
-        weights = {
-            name: np.asarray(weight, query.signature.dtype) for name, weight in query.weights.items()
-        }
+        weights = {name: np.asarray(weight, query.signature.dtype) for name, weight in query.weights.items()}
         seed = DRAWN if request.seed is None else request.seed % 2**32
         own = {name: one for name, one in inputs.items() if name not in self.inputs}
         return Call(own, weights, np.float64(request.weight), np.int64(seed))
 
-    def _choices(self, query: Query) -> Mapping[int, str]:
+    def choices_of(self, query: Query) -> Mapping[int, str]:
         """The planner's choices for a program: a run must not change its rounding on the way."""
         key = self.device.learned.key(query.signature)
         if key not in self.choices:

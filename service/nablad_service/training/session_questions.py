@@ -70,9 +70,10 @@ def start_of(request: Trained, lookups: Lookups) -> Start:
     inputs = {name: _input(value, name) for name, value in asked.inputs.items()}
     given = [np.asarray(leaf) for params, _ in tensors.values() for leaf in params.values()]
     dtype = float_type([*given, *(one for one in inputs.values() if not isinstance(one, Undeclared))])
-    own = {name: np.asarray(_array(value), dtype) for name, value in inputs.items()}
+    # Copies: what stays must not lie in a request's body, or in its sender's memory.
+    own = {name: np.array(_array(value), dtype) for name, value in inputs.items()}
     params = {
-        parameter_label(name, leaf): np.asarray(one, dtype)
+        parameter_label(name, leaf): np.array(one, dtype)
         for name, (tree, _) in tensors.items()
         for leaf, one in tree.items()
     }
