@@ -140,15 +140,12 @@ def test_numbers_that_cannot_be_are_refused_with_where_it_stands() -> None:
         for number in range(1, AHEAD + 3):
             await calls.call(number, b"", telling(log, number))
         last = AHEAD + 2
-        with refused(
-            "sequence", f"call {last} was another one; the last that is done is {last}, send the next as"
-        ):
+        with refused("sequence", f"call {last} was another one; the last that is done is {last}, send"):
             await calls.call(last, b"other", telling(log, last))
         with refused("sequence", "call 1 was done long ago, and its answer is no longer kept"):
             await calls.call(1, b"", telling(log, 1))
-        with refused(
-            "sequence", f"call {last + AHEAD + 1} is too far ahead: the last that is done is {last}"
-        ):
+        far = last + AHEAD + 1
+        with refused("sequence", f"call {far} is too far ahead: the last that is done is {last}"):
             await calls.call(far, b"", telling(log, 0))
         assert log == list(range(1, last + 1))
 

@@ -196,9 +196,9 @@ async def _pending(
         name: {leaf: own[f"inputs/{name}/{leaf}"] for leaf in leaves} for name, leaves in trees.items()
     }
     for path, leaf in own.items():
-        section, name, *rest = path.split("/")
-        if section == "inputs" and name not in trees and not rest:
-            inputs[name] = leaf
+        section, _, rest = path.partition("/")
+        if section == "inputs" and "/" not in rest:
+            inputs[rest] = leaf
     request = SessionGradient.model_validate({**about["request"], "inputs": inputs})
     query = session_query(request, session.models, session.inputs, lambda handles: {}, limits)
     choices = session.choices_of(query)
