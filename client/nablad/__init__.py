@@ -9,6 +9,7 @@ from nablad.client import Client
 from nablad.errors import (
     ConnectionFailed,
     DeadlineExceeded,
+    Diverged,
     InvalidAnswer,
     NabladError,
     NotFound,
@@ -16,6 +17,7 @@ from nablad.errors import (
     RequestError,
     ServerError,
     ServiceError,
+    SessionRestored,
     Unavailable,
 )
 from nablad.handles import Handle
@@ -67,6 +69,7 @@ __all__ = [
     "Client",
     "ConnectionFailed",
     "DeadlineExceeded",
+    "Diverged",
     "Estimate",
     "EvaluateResult",
     "GradientResult",
@@ -81,6 +84,7 @@ __all__ = [
     "RequestError",
     "ServerError",
     "ServiceError",
+    "SessionRestored",
     "TraceError",
     "Unavailable",
     "__version__",

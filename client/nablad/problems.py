@@ -73,6 +73,8 @@ CODES: dict[str, Kind] = {
     "other_version": Kind(409, "The parameters have another version", errors.RequestError),
     "not_loaded": Kind(409, "The model is not loaded", errors.RequestError),
     "python_model": Kind(409, "The model belongs to the operator", errors.RequestError),
+    # training state
+    "session_restored": Kind(409, "The session came from a save", errors.SessionRestored),
     # the server itself
     "overloaded": Kind(503, "The server is busy", errors.Unavailable),
     "stuck": Kind(503, "The server is occupied by work that does not end", errors.Unavailable),
