@@ -52,6 +52,7 @@ CODES: dict[str, Kind] = {
     # the request around it
     "malformed_body": Kind(400, "The body cannot be read", errors.RequestError),
     "invalid_request": Kind(422, "The request is not valid", errors.RequestError),
+    "optimiser": Kind(422, "The optimiser cannot be made", errors.RequestError),
     "missing_input": Kind(422, "An input is missing", errors.RequestError),
     "extra_input": Kind(422, "An input is not used", errors.RequestError),
     "invalid_array": Kind(422, "An array is not valid", errors.RequestError),
