@@ -75,6 +75,8 @@ CODES: dict[str, Kind] = {
     "not_loaded": Kind(409, "The model is not loaded", errors.RequestError),
     "python_model": Kind(409, "The model belongs to the operator", errors.RequestError),
     # training state
+    "unknown_session": Kind(404, "No session of that name", errors.NotFound),
+    "unknown_run": Kind(404, "No run of that name", errors.NotFound),
     "session_restored": Kind(409, "The session came from a save", errors.SessionRestored),
     # the server itself
     "overloaded": Kind(503, "The server is busy", errors.Unavailable),

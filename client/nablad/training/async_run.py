@@ -61,7 +61,7 @@ class AsyncRun:
 
     def __repr__(self) -> str:
         state = self._following.kind or "under way"
-        return f"<Run '{self.name}', {state}: {self.history!r}>"
+        return f"<AsyncRun '{self.name}', {state}: {self.history!r}>"
 
     async def __aenter__(self) -> AsyncRun:
         return await self._begun()
@@ -129,6 +129,8 @@ class AsyncRun:
                     self._response = await self._open(self._following.call())
                 lines = EventLines()
                 async for line in self._response.aiter_lines():
+                    if self.ended is not None:
+                        return
                     event = lines.take(line)
                     if event is not None:
                         tries = pauses(self._patience)

@@ -122,6 +122,8 @@ class Run:
                     self._response = self._open(self._following.call())
                 lines = EventLines()
                 for line in self._response.iter_lines():
+                    if self.ended is not None:
+                        return
                     event = lines.take(line)
                     if event is not None:
                         tries = pauses(self._patience)
