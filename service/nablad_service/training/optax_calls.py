@@ -50,7 +50,7 @@ def _value(value: Any, default: Any, what: str) -> Setting | tuple[tuple[int, fl
     if "dtype" in what:
         if value is not None and value not in DTYPES:
             raise _wrong(what, f"one of {', '.join(DTYPES)}", value)
-        return value  # type: ignore[no-any-return] # a word, or None
+        return value
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise _wrong(what, "true or false", value)

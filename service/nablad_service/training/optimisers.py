@@ -155,7 +155,8 @@ class Rule:
         updates = _unless(frozen, updates)
         return Updated(
             optax.apply_updates(params, updates),
-            _state_unless(frozen, state, after),
+            # L-BFGS keeps pairs of differences of all leaves together: a frozen one has zeros there.
+            after if self.needs_loss else _state_unless(frozen, state, after),
             learning_rate,
             optax.tree.norm(gradients),
             optax.tree.norm(updates),
@@ -183,11 +184,12 @@ class Rule:
         return optax.chain(clip, OPTIMISERS[self.name](**given))
 
 
-def rule_of(optimiser: Optimiser) -> Rule:
-    """The rule that a request asks for.
+def rule_of(optimiser: Optimiser, params: Arrays) -> Rule:
+    """The rule that a request asks for, to train `params`, or what has their shapes.
 
     Raises:
-        Refusal: `optimiser` where optax has none of that name, or not with these settings.
+        Refusal: `optimiser` where optax has none of that name, or not with these settings, or not for these
+            shapes; `invalid_request` where something frozen is not trained.
     """
     name = optimiser.name
     if name not in OPTIMISERS:
@@ -207,7 +209,7 @@ def rule_of(optimiser: Optimiser) -> Rule:
         schedule,
         has_learning_rate=rate is not None,
     )
-    _try(rule, values_of(optimiser.model_copy(update={"frozen": []}), rule, ["x"]))
+    _try(rule, params, values_of(optimiser, rule, list(params)))
     return rule
 
 
@@ -257,22 +259,16 @@ def _instead(rule: Rule) -> str:
     return "; give it one from the start" if rule.name != "polyak_sgd" else ", but a max_learning_rate"
 
 
-def _try(rule: Rule, values: StepValues) -> None:
-    """Make the rule and trace a step of it: optax says only then what it cannot use."""
-    params = {"x": jax.ShapeDtypeStruct((2,), jnp.float32)}
+def _try(rule: Rule, params: Arrays, values: StepValues) -> None:
+    """Trace a step: optax says only then what it cannot use."""
 
     def step(params: Arrays) -> Updated:
+        def loss(params: Arrays) -> Any:
+            return sum(jnp.sum(one) for one in params.values())
+
+        zero, count = jnp.zeros((), _float_type(params)), jnp.zeros((), jnp.int32)
         state = rule.init(params, values)
-        zero = jnp.zeros((), jnp.float32)
-        return rule.update(
-            params,
-            state,
-            params,
-            values,
-            step=jnp.zeros((), jnp.int32),
-            value=zero,
-            value_fn=lambda params: jnp.sum(params["x"] ** 2),
-        )
+        return rule.update(params, state, params, values, step=count, value=zero, value_fn=loss)
 
     try:
         jax.eval_shape(step, params)
