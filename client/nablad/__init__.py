@@ -61,10 +61,18 @@ from nablad.tracing.operators import (
     vjp,
     vmap,
 )
+from nablad.training.async_run import AsyncRun
+from nablad.training.async_session import AsyncSession
+from nablad.training.history import History
+from nablad.training.results import SessionGradientResult, StepResult, TrainedParams
+from nablad.training.run import Run
+from nablad.training.session import Session
 
 __all__ = [
     "AdaptiveEstimate",
     "AsyncClient",
+    "AsyncRun",
+    "AsyncSession",
     "CheckResult",
     "Client",
     "ConnectionFailed",
@@ -74,6 +82,7 @@ __all__ = [
     "EvaluateResult",
     "GradientResult",
     "Handle",
+    "History",
     "InvalidAnswer",
     "NabladError",
     "NotFound",
@@ -82,10 +91,15 @@ __all__ = [
     "PlanReport",
     "ProgramError",
     "RequestError",
+    "Run",
     "ServerError",
     "ServiceError",
+    "Session",
+    "SessionGradientResult",
     "SessionRestored",
+    "StepResult",
     "TraceError",
+    "TrainedParams",
     "Unavailable",
     "__version__",
     "batched_jacobian",

@@ -224,7 +224,7 @@ def test_phases_travel_and_count_for_the_bar() -> None:
     phases.append({"optimiser": {"name": "lbfgs"}, "steps": 5, "dtype": "float64"})
     with server.client() as client:
         run = client.train("1.0", model="net", phases=phases)
-        assert run._following.total == 25
+        assert run.total == 25
         run.wait()
     assert server.bodies[0]["phases"] == phases
 

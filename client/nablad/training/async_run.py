@@ -50,6 +50,11 @@ class AsyncRun:
         return str(self._following.name)
 
     @property
+    def total(self) -> int | None:
+        """Steps of all phases together, where that is known."""
+        return self._following.total
+
+    @property
     def history(self) -> History:
         """All reports that were read so far."""
         return self._following.history
