@@ -11,10 +11,10 @@ from nablad.question import Inputs, Loss, Models, Terms, Tree
 from nablad.sending import AsyncSender
 from nablad.training.async_run import AsyncRun
 from nablad.training.async_session import AsyncSession
-from nablad.training.calls import sessions
+from nablad.training.calls import delete_run, delete_session, runs, sessions
 from nablad.training.description import Computation, Optimiser, Subject
 from nablad.training.following import Following, Loop
-from nablad.training.messages import Standing
+from nablad.training.messages import RunStanding, Standing
 from nablad.training.opening import Opening
 from nablad.training.patience import PATIENCE
 
@@ -77,6 +77,18 @@ class AsyncTraining(ABC):
     async def sessions(self) -> list[Standing]:
         """The sessions that the server keeps, and where they stand."""
         return await self._send(sessions(self._calls))
+
+    async def delete_session(self, name: str) -> None:
+        """Remove a session and its saves."""
+        await self._send(delete_session(self._calls, name))
+
+    async def runs(self) -> list[RunStanding]:
+        """The runs of `train` that the server keeps, and where they stand."""
+        return await self._send(runs(self._calls))
+
+    async def delete_run(self, name: str) -> None:
+        """Stop a run, and remove it and its saves."""
+        await self._send(delete_run(self._calls, name))
 
     def train(
         self,

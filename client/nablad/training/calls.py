@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from nablad.calls import Call, Calls
 from nablad.results import Gradient
-from nablad.training.messages import Ended, Standing
+from nablad.training.messages import Ended, RunStanding, Standing
 from nablad.training.results import (
     SessionGradientResult,
     StepResult,
@@ -67,7 +67,7 @@ class SessionCalls:
 
     def delete(self) -> Call[None]:
         """`DELETE /v1/sessions/{name}`."""
-        return replace(self._calls.call("DELETE", self._path, None, _nothing), read=_nothing)
+        return _without_answer(self._calls, "DELETE", self._path)
 
 
 def begin_session(calls: Calls, members: Mapping[str, Any]) -> Call[Standing]:
@@ -85,6 +85,23 @@ def sessions(calls: Calls) -> Call[list[Standing]]:
         None,
         lambda answer: [Standing.model_validate(one) for one in answer["sessions"]],
     )
+
+
+def delete_session(calls: Calls, name: str) -> Call[None]:
+    """`DELETE /v1/sessions/{name}`."""
+    return _without_answer(calls, "DELETE", session_path(name))
+
+
+def runs(calls: Calls) -> Call[list[RunStanding]]:
+    """`GET /v1/train`."""
+    return calls.call(
+        "GET", "/v1/train", None, lambda answer: [RunStanding.model_validate(one) for one in answer["runs"]]
+    )
+
+
+def delete_run(calls: Calls, name: str) -> Call[None]:
+    """`DELETE /v1/train/{name}`."""
+    return _without_answer(calls, "DELETE", run_path(name))
 
 
 def begin_run(calls: Calls, members: Mapping[str, Any]) -> Call[None]:
@@ -117,6 +134,10 @@ def session_path(name: str) -> str:
 def run_path(name: str) -> str:
     """Where a run is."""
     return f"/v1/train/{quote(name, safe='')}"
+
+
+def _without_answer(calls: Calls, method: str, path: str) -> Call[None]:
+    return replace(calls.call(method, path, None, _nothing), read=_nothing)
 
 
 def _stream(call: Call[None]) -> Call[None]:

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from nablad.calls import Call, Calls
 from nablad.question import Inputs, Loss, Models, Terms, Tree
 from nablad.sending import Sender
-from nablad.training.calls import sessions
+from nablad.training.calls import delete_run, delete_session, runs, sessions
 from nablad.training.description import Computation, Optimiser, Subject
 from nablad.training.following import Following, Loop
-from nablad.training.messages import Standing
+from nablad.training.messages import RunStanding, Standing
 from nablad.training.opening import Opening
 from nablad.training.patience import PATIENCE
 from nablad.training.run import Run
@@ -75,6 +75,18 @@ class Training(ABC):
     def sessions(self) -> list[Standing]:
         """The sessions that the server keeps, and where they stand."""
         return self._send(sessions(self._calls))
+
+    def delete_session(self, name: str) -> None:
+        """Remove a session and its saves."""
+        self._send(delete_session(self._calls, name))
+
+    def runs(self) -> list[RunStanding]:
+        """The runs of `train` that the server keeps, and where they stand."""
+        return self._send(runs(self._calls))
+
+    def delete_run(self, name: str) -> None:
+        """Stop a run, and remove it and its saves."""
+        self._send(delete_run(self._calls, name))
 
     def train(
         self,
