@@ -29,7 +29,7 @@ from nablad_service.learned_plans import LearnedPlans
 from nablad_service.metrics import Metrics
 from nablad_service.pipeline import Pipeline
 from nablad_service.programs import Programs
-from nablad_service.routes import health, models, operators, programs, shortcuts, values
+from nablad_service.routes import health, models, operators, programs, shortcuts, training, values
 from nablad_service.routes import metrics as counters
 from nablad_service.routes.compression import CompressedAnswers
 from nablad_service.routes.hot import HotPaths
@@ -39,6 +39,10 @@ from nablad_service.routes.shared_memory import SharedBodies
 from nablad_service.scheduler import Scheduler
 from nablad_service.settings import Settings
 from nablad_service.shared_memory import SharedMemory
+from nablad_service.training.run import Parts
+from nablad_service.training.runs import Runs
+from nablad_service.training.saves import Saves
+from nablad_service.training.stages import CompiledLoops
 from nablad_service.tuning import Tuner
 
 log = logging.getLogger("nablad")
@@ -136,6 +140,10 @@ def create_app(
         app.state.learned = learned
         app.state.engine = engine
         app.state.shelf = shelf
+        saves = Saves(Path(settings.checkpoints), keep=settings.saves_kept) if settings.checkpoints else None
+        app.state.saves = saves
+        parts = Parts(scheduler, engine.placement, CompiledLoops(compiled), saves)
+        app.state.runs = Runs(parts, compiled, settings.max_sessions)
         app.state.device = engine.device()
         if memory is not None:
             app.state.memory = SharedMemory(memory, settings.max_body_bytes)
@@ -143,12 +151,15 @@ def create_app(
         app.state.ready = True
         yield
         app.state.ready = False
+        await app.state.runs.close()
         if memory is not None:
             app.state.memory.close()
         tuner.close()
         batches.close()
         compiled.close()
         scheduler.close()
+        if saves is not None:
+            saves.close()
         if kept is not None:
             kept.close()
 
@@ -156,7 +167,7 @@ def create_app(
         title="nablad", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None
     )
     app.state.metrics = metrics
-    for group in (programs, models, values, shortcuts, operators, health, counters):
+    for group in (programs, models, values, shortcuts, training, operators, health, counters):
         app.include_router(group.router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)

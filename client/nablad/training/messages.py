@@ -251,3 +251,17 @@ class Ended(BaseModel):
     reason: str
     checkpoint: int | None = Field(description="Step of the last save, to resume or to load.")
     seconds: float
+
+
+class RunStanding(BaseModel):
+    """Where a run of `POST /v1/train` stands."""
+
+    name: str
+    status: Literal["running", "done", "stopped", "diverged", "failed", "saved"] = Field(
+        description="`saved` where it is not in memory and its last save is all that there is."
+    )
+    step: int
+    steps: int | None = Field(description="Of all phases; null where only a save is there.")
+    value: float | None = Field(description="Of the loss in the last step.")
+    saved: list[int] = Field(description="Steps that were saved, last one last.")
+    reason: str | None = Field(description="Why it ended.")

@@ -21,6 +21,7 @@ from nablad.messages import (
     WarmRequest,
 )
 from nablad.problems import Problem
+from nablad.training.messages import TrainRequest
 
 MESSAGES = (
     GradientRequest,
@@ -32,6 +33,7 @@ MESSAGES = (
     WarmRequest,
     ValueRequest,
     PinRequest,
+    TrainRequest,
 )
 REF = "#/components/schemas/{model}"
 

@@ -52,7 +52,8 @@ class Gradient:
 
     labels: tuple[str, ...]
     """Of what is trained, sorted."""
-    places: tuple[Place, ...]
+    places: Mapping[Place, Any]
+    """Where the program's arguments lie, in their order, with their dtypes."""
     run: Callable[..., Any]
     unflatten: Callable[[Any], Any]
 
@@ -66,12 +67,14 @@ class Gradient:
             else:
                 own.setdefault(parameter[0], {})[parameter[1]] = array
         given = {**around._asdict(), "inputs": inputs, "params": own}
-        answer = self.unflatten(self.run(*(read(given, place) for place in self.places)))
+        # A line search asks at parameters in float64 whatever they are elsewhere: its steps are.
+        leaves = [jnp.asarray(read(given, place), dtype) for place, dtype in self.places.items()]
+        answer = self.unflatten(self.run(*leaves))
         return Found(
             answer["value"],
             answer["terms"],
-            self._by_label(answer["gradients"]),
-            {**around.state, **answer["state"]},
+            self._by_label(answer["gradients"], params),
+            {**around.state, **_as_before(answer["state"], around.state)},
             answer.get("term_norms", {}),
             answer["outputs"],
             answer["finite"],
@@ -97,7 +100,7 @@ class Gradient:
         loss.defvjp(forward, backward)
         return loss
 
-    def _by_label(self, gradients: Mapping[str, Any]) -> dict[str, Any]:
+    def _by_label(self, gradients: Mapping[str, Any], params: Arrays) -> dict[str, Any]:
         found = {}
         for entry, gradient in gradients.items():
             if not isinstance(gradient, Mapping):
@@ -105,7 +108,16 @@ class Gradient:
                 continue
             model = entry.removesuffix(".params")
             found |= {parameter_label(model, leaf): one for leaf, one in gradient.items()}
-        return {label: found[label] for label in self.labels}
+        # A program whose data are wider computes in their float type.
+        return {label: found[label].astype(params[label].dtype) for label in self.labels}
+
+
+def _as_before(changed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """State that was changed, in the dtypes that it had."""
+    return {
+        model: {leaf: one.astype(before[model][leaf].dtype) for leaf, one in leaves.items()}
+        for model, leaves in changed.items()
+    }
 
 
 def gradient_of(traced: Traced, query: Query) -> Gradient:
@@ -114,7 +126,7 @@ def gradient_of(traced: Traced, query: Query) -> Gradient:
     structure: Any = jax.tree.structure(traced.computation.out_info)
     return Gradient(
         labels_of(query),
-        tuple(place_of(path) for path, _ in leaves),
+        {place_of(path): leaf.dtype for path, leaf in leaves},
         jaxpr_as_fun(traced.computation.jaxpr),
         structure.unflatten,
     )

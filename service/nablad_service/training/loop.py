@@ -82,7 +82,7 @@ class Loop:
 
         shapes = jax.eval_shape(lambda: self._step(state, given, first)[1])
         records = jax.tree.map(lambda one: jnp.zeros((MOST_STEPS, *one.shape), one.dtype), shapes)
-        return jax.lax.fori_loop(0, count, body, (state, records))  # type: ignore[no-any-return] # as given
+        return jax.lax.fori_loop(0, count, body, (state, records))
 
     def look(self, state: LoopState, given: Given, step: Any) -> Found:
         """What the gradient's program finds at a step, changing nothing. Can be traced."""
@@ -122,12 +122,19 @@ class CompiledLoop:
 
     advance: Callable[..., tuple[LoopState, Records]]
     begin: Callable[[Arrays, StepValues], Any]
+    """The state of a new optimiser."""
+    look: Callable[..., Any] | None = None
+    """The norms of the terms' gradients, for a balance."""
 
     def run(self, state: LoopState, given: Given, first: int, count: int) -> tuple[LoopState, Records]:
         """`count` steps; the records of these, on the host."""
         state, records = self.advance(state, given, np.int32(first), np.int32(count))
-        host = jax.tree.map(lambda entries: np.asarray(entries)[:count], records)
-        return state, host
+        return state, jax.tree.map(lambda entries: np.asarray(entries)[:count], records)
+
+    def term_norms(self, state: LoopState, given: Given, step: int) -> dict[str, dict[str, float]]:
+        """The norm of each term's gradient by entry of `wrt`, at a step that is not done yet."""
+        assert self.look is not None
+        return jax.tree.map(float, self.look(state, given, np.int32(step)))
 
 
 def compile_loop(loop: Loop, state: LoopState, given: Given) -> CompiledLoop:
@@ -136,3 +143,12 @@ def compile_loop(loop: Loop, state: LoopState, given: Given) -> CompiledLoop:
     advance = jax.jit(loop.advance).lower(state, given, step, step).compile()
     begin = jax.jit(loop.rule.init).lower(state.params, given.values).compile()
     return CompiledLoop(advance, begin)
+
+
+def compile_look(loop: Loop, state: LoopState, given: Given) -> Callable[..., Any]:
+    """Compile what finds the norms of the terms' gradients, of a loop whose query asks for them."""
+
+    def look(state: LoopState, given: Given, step: Any) -> Any:
+        return loop.look(state, given, step).term_norms
+
+    return jax.jit(look).lower(state, given, jax.ShapeDtypeStruct((), jnp.int32)).compile()

@@ -1,4 +1,4 @@
-"""From a request to train to the query of its program: everything a gradient's request has, in one float type."""
+"""From a request to train to the query of its program, in one float type."""
 
 from __future__ import annotations
 
