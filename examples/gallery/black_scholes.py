@@ -2,7 +2,7 @@
 
 python examples/gallery/black_scholes.py
 
-A quarter of the steps are Adam's in float32, the others L-BFGS's in float64; one request for all of them.
+A sixth of the steps are Adam's in float32, the others L-BFGS's in float64; one request for all of them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def edges() -> dict[str, NDArray[np.float64]]:
 def train(client: nablad.Client, steps: int) -> tuple[Any, nablad.History, int]:
     """The network's parameters, the reports, and how many steps were Adam's."""
     client.create_model("black_scholes", NETWORK, seed=0)
-    first = max(steps // 4, 1)
+    first = max(steps // 6, 1)
     rate = {"schedule": "cosine_decay", "init_value": 5e-3, "decay_steps": first, "alpha": 0.05}
     # --8<-- [start:run]
     run = client.train(
@@ -104,7 +104,7 @@ def draw(out: Path, history: nablad.History, adam_steps: int, t: Any, x: Any, fo
 
 
 def main() -> None:
-    options = arguments(__doc__, steps=8000)
+    options = arguments(__doc__, steps=12000)
     t, x = np.meshgrid(np.linspace(0, 1, 51), np.linspace(0, FARTHEST, 101), indexing="ij")
     with local_server() as url, nablad.Client(url) as client:
         params, history, adam_steps = train(client, options.steps)

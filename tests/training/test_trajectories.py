@@ -50,9 +50,7 @@ OPTIMISERS: dict[str, tuple[dict[str, Any], Any]] = {
             "clip_norm": 0.1,
             "frozen": [FROZEN],
         },
-        optax.chain(
-            optax.clip_by_global_norm(0.1), optax.sgd(0.05, momentum=0.9, nesterov=True)
-        ),
+        optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.05, momentum=0.9, nesterov=True)),
     ),
     "lbfgs": ({"name": "lbfgs"}, optax.lbfgs()),
     "lbfgs, a frozen layer": ({"name": "lbfgs", "frozen": [FROZEN]}, optax.lbfgs()),
@@ -116,7 +114,10 @@ def test_500_steps_are_those_of_jax_and_optax(trainer: httpx.Client, name: str) 
         trainer,
         loss=PROGRAM,
         models={"model": "net"},
-        inputs={key: {"dtype": "float32", "shape": list(one.shape), "data": one.tolist()} for key, one in given.items()},
+        inputs={
+            key: {"dtype": "float32", "shape": list(one.shape), "data": one.tolist()}
+            for key, one in given.items()
+        },
         optimiser=asked,
         steps=steps,
         report_every=1,
@@ -131,7 +132,9 @@ def test_500_steps_are_those_of_jax_and_optax(trainer: httpx.Client, name: str) 
         np.testing.assert_array_equal(found["layer_1.weight"], started(trainer)["layer_1.weight"])
     if isinstance(asked.get("learning_rate"), dict):
         rates = [report["learning_rate"] for report in run.of("report")]
-        np.testing.assert_allclose(rates, [float(SCHEDULE(step)) for step in range(steps)], rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(
+            rates, [float(SCHEDULE(step)) for step in range(steps)], rtol=1e-5, atol=1e-9
+        )
     trainer.delete(f"/v1/train/{run.name}")
 
 
@@ -143,7 +146,10 @@ def test_lbfgs_in_float64_takes_500_steps_like_optax(trainer: httpx.Client) -> N
         trainer,
         loss=PROGRAM,
         models={"model": "net"},
-        inputs={key: {"dtype": "float64", "shape": list(one.shape), "data": one.tolist()} for key, one in given.items()},
+        inputs={
+            key: {"dtype": "float64", "shape": list(one.shape), "data": one.tolist()}
+            for key, one in given.items()
+        },
         phases=[{"optimiser": {"name": "lbfgs"}, "steps": STEPS, "dtype": "float64"}],
         report_every=1,
     )
