@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nablad.messages import Array, Binding, Message, Nesting, TermGradients, Timing
+from nablad.messages import Array, Binding, Message, Nesting, Timing
 
 Setting: TypeAlias = "float | int | bool | str | None"
 
@@ -96,7 +96,9 @@ class SessionGradient(Numbered, Computation):
     """`POST /v1/sessions/{name}/gradient`: compute, and add to what the next step takes the mean of."""
 
     outputs: list[str] = Field(default_factory=list, description="Named values to return.")
-    term_gradients: TermGradients = "none"
+    term_gradients: Literal["none", "norms"] = Field(
+        "none", description="Whether to return the norms of each term's gradients."
+    )
     gradients: bool = Field(False, description="Whether to return the arrays of this call's gradients too.")
     weight: float = Field(1.0, gt=0, description="Of this call in the mean; examples in the batch, say.")
     seed: int | None = Field(None, description="Of random operators; by default the session draws one.")

@@ -21,7 +21,14 @@ from nablad.messages import (
     WarmRequest,
 )
 from nablad.problems import Problem
-from nablad.training.messages import TrainRequest
+from nablad.training.messages import (
+    SessionGradient,
+    SessionLoad,
+    SessionRequest,
+    SessionSave,
+    SessionStep,
+    TrainRequest,
+)
 
 MESSAGES = (
     GradientRequest,

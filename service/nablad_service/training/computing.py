@@ -5,7 +5,7 @@ Either is one call of the device; what the host learns of it (the loss, norms) c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,10 +19,40 @@ from nablad_service.query import Query
 from nablad_service.training.gradients import Around, Found, Gradient, gradient_of, norms_of
 from nablad_service.training.labels import entry_of
 from nablad_service.training.optimisers import Arrays, Rule, StepValues
-from nablad_service.training.state import TrainingState
+from nablad_service.training.session_questions import Start
+from nablad_service.training.state import TrainingState, first_state, size_of
 
 DRAWN = -1
 """In place of a seed: the state draws one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """The first state, compiled."""
+
+    compiled: Any
+
+    def run(self, start: Start, values: StepValues, seed: int) -> TrainingState:
+        """The state before the first step.
+
+        Raises:
+            Refusal: `out_of_memory`.
+        """
+        with failures_told():
+            state: TrainingState = self.compiled(
+                dict(start.params), dict(start.state), values, np.uint32(seed % 2**32)
+            )
+            return jax.block_until_ready(state)
+
+
+def compile_beginning(start: Start, rule: Rule, values: StepValues) -> Beginning:
+    """Compile for a start like this one."""
+
+    def begin(params: Arrays, models: Any, values: StepValues, seed: Any) -> TrainingState:
+        return first_state(params, models, rule, values, seed)
+
+    given = (dict(start.params), dict(start.state), values, np.uint32(0))
+    return Beginning(jax.jit(begin).lower(*given).compile())
 
 
 class Call(NamedTuple):
@@ -51,19 +81,39 @@ class Computed:
     gradients: Mapping[str, Any]
     """By label; empty unless asked for."""
 
+    @property
+    def bytes(self) -> int:
+        """Of the arrays."""
+        return size_of((self.outputs, self.gradients))
+
+
+class Batch(NamedTuple):
+    """A gradient's call as a line search needs it again."""
+
+    program: Hashable
+    gradient: Gradient
+    around: Around
+    weight: np.float64
+
+    def kept(self) -> Batch:
+        """The same with arrays of its own: what a request brought may lie in its sender's memory."""
+        return self._replace(around=jax.tree.map(jnp.array, self.around))
+
 
 @dataclass(frozen=True, eq=False)
 class Accumulation:
     """A program's gradient, compiled to be added to the sums of a state."""
 
+    program: Hashable
+    """What it was compiled for."""
     gradient: Gradient
     compiled: Any
     models: tuple[str, ...]
     structure: Any
     """Of the figures: a tree with their names."""
 
-    def run(self, state: TrainingState, call: Call) -> tuple[TrainingState, Computed, Around]:
-        """The state after the call, what it tells, and what the program took beside the parameters.
+    def run(self, state: TrainingState, call: Call) -> tuple[TrainingState, Computed, Batch]:
+        """The state after the call, what it tells, and the call as a line search needs it.
 
         Raises:
             Refusal: `out_of_memory`, `function_failed`.
@@ -88,13 +138,23 @@ class Accumulation:
             outputs=told["outputs"],
             gradients=told["gradients"],
         )
-        return after, computed, Around(call.inputs, models, done["seed"], call.terms)
+        around = Around(call.inputs, models, done["seed"], call.terms)
+        return after, computed, Batch(self.program, self.gradient, around, call.weight)
 
 
 def compile_accumulation(
-    traced: Traced, query: Query, state: TrainingState, call: Call, *, with_gradients: bool
+    program: Hashable, traced: Traced, query: Query, state: TrainingState, call: Call, *, with_gradients: bool
 ) -> Accumulation:
-    """Compile for a state and calls like these; specs do in place of arrays."""
+    """Compile for a state and calls like these; specs do in place of arrays.
+
+    Args:
+        program: what to know it by.
+        traced: the gradient's program.
+        query: likewise.
+        state: of a session that trains at least what the query differentiates.
+        call: its values.
+        with_gradients: whether it tells the arrays too.
+    """
     gradient = gradient_of(traced, query)
     names = tuple(query.state)
     terms = query.signature.terms
@@ -147,15 +207,7 @@ def compile_accumulation(
         call,
     )
     compiled = jax.jit(compute).lower(*given).compile()
-    return Accumulation(gradient, compiled, names, structure[-1])
-
-
-class Batch(NamedTuple):
-    """A gradient's call as a line search needs it again."""
-
-    gradient: Gradient
-    around: Around
-    weight: np.float64
+    return Accumulation(program, gradient, compiled, names, structure[-1])
 
 
 @dataclass(frozen=True)
@@ -183,14 +235,13 @@ class Stepping:
             Refusal: `out_of_memory`.
         """
         with failures_told():
-            done, figures = self.compiled(state, values, _values_of(batches))
+            done, figures = self.compiled(_changing(state), values, _values_of(batches))
             rate, gradient_norm, update_norm = on_host(figures).tolist()
-        return done, Stepped(rate if self.rated else None, gradient_norm, update_norm)
+        after = done._replace(models=state.models, key=state.key)
+        return after, Stepped(rate if self.rated else None, gradient_norm, update_norm)
 
 
-def compile_step(
-    rule: Rule, state: TrainingState, values: StepValues, batches: Sequence[Batch]
-) -> Stepping:
+def compile_step(rule: Rule, state: TrainingState, values: StepValues, batches: Sequence[Batch]) -> Stepping:
     """Compile for a state like this, and batches where the rule needs the loss; specs do for arrays."""
     programs = [batch.gradient for batch in batches]
 
@@ -223,8 +274,13 @@ def compile_step(
         )
         return after, jnp.stack(figures)
 
-    compiled = jax.jit(compute).lower(state, values, _values_of(batches)).compile()
+    compiled = jax.jit(compute).lower(_changing(state), values, _values_of(batches)).compile()
     return Stepping(compiled, rule.has_learning_rate)
+
+
+def _changing(state: TrainingState) -> TrainingState:
+    """What a step changes or reads: no program is compiled anew for the rest."""
+    return state._replace(models={}, key=None)
 
 
 def _values_of(batches: Sequence[Batch]) -> list[tuple[Around, np.float64]]:

@@ -17,6 +17,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,14 @@ class Saves:
             if length > LARGEST_HEADER:
                 raise ValueError("its header is too long")
             return _about(json.loads(file.read(length)).get("__metadata__"))
+
+    def written(self, tenant: str, name: str) -> datetime:
+        """When the last save was written.
+
+        Raises:
+            Refusal: `no_save`.
+        """
+        return datetime.fromtimestamp(self._find(tenant, name, None).path.stat().st_mtime, UTC)
 
     def read(
         self, tenant: str, name: str, step: int | None = None
