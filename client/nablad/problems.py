@@ -80,7 +80,7 @@ CODES: dict[str, Kind] = {
     "session_exists": Kind(409, "There is a session of that name", errors.RequestError),
     "unknown_run": Kind(404, "No run of that name", errors.NotFound),
     "run_exists": Kind(409, "There is a run of that name", errors.RequestError),
-    "session_restored": Kind(409, "The session came from a save", errors.RequestError),
+    "session_restored": Kind(409, "The session came from a save", errors.SessionRestored),
     "sequence": Kind(409, "A call is out of its order", errors.RequestError),
     "no_gradient": Kind(409, "There is no gradient to step with", errors.RequestError),
     "no_save": Kind(404, "No such save", errors.NotFound),
