@@ -145,9 +145,8 @@ def create_app(
         app.state.shelf = shelf
         saves = Saves(Path(settings.checkpoints), keep=settings.saves_kept) if settings.checkpoints else None
         app.state.saves = saves
-<<<<<<< HEAD
-        parts = Parts(scheduler, engine.placement, CompiledLoops(compiled), saves)
-        app.state.runs = Runs(parts, compiled, settings.max_sessions)
+        parts = Parts(compiled, scheduler, engine.placement, CompiledLoops(compiled), saves)
+        app.state.runs = Runs(parts, settings.max_sessions)
         pieces = Pieces(compiled, settings.max_programs)
         app.state.sessions = Sessions(
             Device(pieces, scheduler, engine.placement, learned),
@@ -168,10 +167,6 @@ def create_app(
             "Parameters, optimiser state and gradients of sessions in memory.",
             lambda: sum(one.bytes for one in app.state.sessions.loaded()),
         )
-=======
-        parts = Parts(compiled, scheduler, engine.placement, CompiledLoops(compiled), saves)
-        app.state.runs = Runs(parts, settings.max_sessions)
->>>>>>> e1b20acde0d4c43c5c8e6d6162deb6ae84706c1e
         app.state.device = engine.device()
         if memory is not None:
             app.state.memory = SharedMemory(memory, settings.max_body_bytes)
