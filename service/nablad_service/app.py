@@ -159,6 +159,7 @@ def create_app(
                 settings.session_wait_seconds,
             ),
             settings.limits,
+            app.state.runs,
         )
         app.state.sessions.start()
         metrics.ask("nablad_sessions", "Sessions in memory.", lambda: len(app.state.sessions.loaded()))

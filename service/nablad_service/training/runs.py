@@ -72,6 +72,11 @@ class Runs:
             raise self._unknown(tenant, name)
         return run
 
+    def under_way(self, tenant: str, name: str) -> bool:
+        """Whether a run of that name is not at its end."""
+        run = self._runs.get((tenant, name))
+        return run is not None and run.status == "running"
+
     def standing(self, tenant: str, name: str) -> RunStanding:
         """Where a run stands, also one of which only saves are there.
 
