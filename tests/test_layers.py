@@ -20,7 +20,8 @@ WEB = {"fastapi", "starlette", "uvicorn", "httpx"}
 RULES: dict[str, tuple[Path, set[str], set[str]]] = {
     "the client is thin": (CLIENT, {"jax", "equinox", "fastapi", "nablad_service", "nablad_models"}, set()),
     "models know no service": (MODELS, {"nablad_service", "fastapi", "uvicorn"}, set()),
-    "only the engine imports jax": (SERVICE, {"jax", "equinox"}, {"engine"}),
+    "only the engine and training import jax": (SERVICE, {"jax", "equinox", "optax"}, {"engine", "training"}),
+    "the engine knows no optimiser": (SERVICE / "engine", {"optax"}, set()),
     "the engine knows neither HTTP nor asyncio": (SERVICE / "engine", WEB | {"asyncio", "threading"}, set()),
     "the language knows neither JAX nor HTTP nor values": (
         SERVICE / "language",

@@ -9,6 +9,7 @@ from nablad.client import Client
 from nablad.errors import (
     ConnectionFailed,
     DeadlineExceeded,
+    Diverged,
     InvalidAnswer,
     NabladError,
     NotFound,
@@ -16,6 +17,7 @@ from nablad.errors import (
     RequestError,
     ServerError,
     ServiceError,
+    SessionRestored,
     Unavailable,
 )
 from nablad.handles import Handle
@@ -59,18 +61,28 @@ from nablad.tracing.operators import (
     vjp,
     vmap,
 )
+from nablad.training.async_run import AsyncRun
+from nablad.training.async_session import AsyncSession
+from nablad.training.history import History
+from nablad.training.results import SessionGradientResult, StepResult, TrainedParams
+from nablad.training.run import Run
+from nablad.training.session import Session
 
 __all__ = [
     "AdaptiveEstimate",
     "AsyncClient",
+    "AsyncRun",
+    "AsyncSession",
     "CheckResult",
     "Client",
     "ConnectionFailed",
     "DeadlineExceeded",
+    "Diverged",
     "Estimate",
     "EvaluateResult",
     "GradientResult",
     "Handle",
+    "History",
     "InvalidAnswer",
     "NabladError",
     "NotFound",
@@ -79,9 +91,15 @@ __all__ = [
     "PlanReport",
     "ProgramError",
     "RequestError",
+    "Run",
     "ServerError",
     "ServiceError",
+    "Session",
+    "SessionGradientResult",
+    "SessionRestored",
+    "StepResult",
     "TraceError",
+    "TrainedParams",
     "Unavailable",
     "__version__",
     "batched_jacobian",

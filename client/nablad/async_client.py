@@ -17,12 +17,13 @@ from nablad.plans import PlanReport
 from nablad.question import Inputs, Loss, Models, Question, Terms, Tree
 from nablad.results import CheckResult, EvaluateResult, GradientResult, Params
 from nablad.sending import AsyncSender
+from nablad.training.async_methods import AsyncTraining
 from nablad.wire import Format
 
 T = TypeVar("T")
 
 
-class AsyncClient(AsyncShortcuts):
+class AsyncClient(AsyncShortcuts, AsyncTraining):
     """A connection to a nablad server: `async with nablad.AsyncClient() as client:`.
 
     Args:

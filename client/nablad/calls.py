@@ -150,7 +150,7 @@ class Calls:
             "state": self._tree(state),
             "seed": seed,
         }
-        return self._call("PUT", _model_path(name), body, lambda answer: ModelInfo.model_validate(answer))
+        return self.call("PUT", _model_path(name), body, lambda answer: ModelInfo.model_validate(answer))
 
     def _source(
         self, architecture: Mapping[str, Any] | None, stablehlo: bytes | bytearray | None
@@ -162,7 +162,7 @@ class Calls:
 
     def models(self) -> Call[list[ModelInfo]]:
         """`GET /v1/models`."""
-        return self._call(
+        return self.call(
             "GET",
             "/v1/models",
             None,
@@ -171,7 +171,7 @@ class Calls:
 
     def failed_models(self) -> Call[list[FailedModel]]:
         """`GET /v1/models`; what could not be loaded."""
-        return self._call(
+        return self.call(
             "GET",
             "/v1/models",
             None,
@@ -180,7 +180,7 @@ class Calls:
 
     def model(self, name: str) -> Call[ModelInfo]:
         """`GET /v1/models/{name}`."""
-        return self._call("GET", _model_path(name), None, lambda answer: ModelInfo.model_validate(answer))
+        return self.call("GET", _model_path(name), None, lambda answer: ModelInfo.model_validate(answer))
 
     def delete_model(self, name: str) -> Call[None]:
         """`DELETE /v1/models/{name}`."""
@@ -188,20 +188,20 @@ class Calls:
 
     def load_model(self, name: str) -> Call[ModelInfo]:
         """`POST /v1/models/{name}/load`."""
-        return self._call("POST", f"{_model_path(name)}/load", None, ModelInfo.model_validate)
+        return self.call("POST", f"{_model_path(name)}/load", None, ModelInfo.model_validate)
 
     def unload_model(self, name: str) -> Call[ModelInfo]:
         """`POST /v1/models/{name}/unload`."""
-        return self._call("POST", f"{_model_path(name)}/unload", None, ModelInfo.model_validate)
+        return self.call("POST", f"{_model_path(name)}/unload", None, ModelInfo.model_validate)
 
     def params(self, name: str, version: str | None) -> Call[Params]:
         """`GET /v1/models/{name}/params`, or of a version."""
-        return self._call("GET", _params_path(name, version), None, read_params)
+        return self.call("GET", _params_path(name, version), None, read_params)
 
     def set_params(self, name: str, params: Tree, state: Tree | None, version: str | None) -> Call[str]:
         """`PUT /v1/models/{name}/params`, or under a version; gives the version."""
         body = {"params": self._tree(params), "state": self._tree(state)}
-        return self._call("PUT", _params_path(name, version), body, lambda answer: str(answer["version"]))
+        return self.call("PUT", _params_path(name, version), body, lambda answer: str(answer["version"]))
 
     def put(self, value: Any, pinned: bool | None) -> Call[Handle]:
         """`PUT /v1/values`; remembers weakly where the data are."""
@@ -219,11 +219,11 @@ class Calls:
             self._sources.remember(handle.handle, value, pinned)
             return handle
 
-        return self._call("PUT", "/v1/values", body, read)
+        return self.call("PUT", "/v1/values", body, read)
 
     def values(self) -> Call[list[ValueInfo]]:
         """`GET /v1/values`."""
-        return self._call(
+        return self.call(
             "GET",
             "/v1/values",
             None,
@@ -232,7 +232,7 @@ class Calls:
 
     def pin(self, handle: Handle | str, pinned: bool) -> Call[ValueInfo]:
         """`PATCH /v1/values/{handle}`."""
-        return self._call("PATCH", _value_path(handle), {"pinned": pinned}, ValueInfo.model_validate)
+        return self.call("PATCH", _value_path(handle), {"pinned": pinned}, ValueInfo.model_validate)
 
     def release(self, handle: Handle | str) -> Call[None]:
         """`DELETE /v1/values/{handle}`; forgets where the data are."""
@@ -241,7 +241,7 @@ class Calls:
 
     def operators(self) -> Call[list[OperatorInfo]]:
         """`GET /v1/operators`."""
-        return self._call(
+        return self.call(
             "GET",
             "/v1/operators",
             None,
@@ -252,12 +252,12 @@ class Calls:
         self, loss: Loss, question: Question, terms: Terms | None, **asked: Any
     ) -> Call[GradientResult]:
         """`POST /v1/gradient`; `asked` are the members beside the program and what it is about."""
-        asked["terms"] = _terms(terms)
+        asked["terms"] = weights_of(terms)
         return self._ask("/v1/gradient", partial(question.members, "loss", loss), asked, read_gradient)
 
     def check(self, loss: Loss, question: Question, terms: Terms | None, **asked: Any) -> Call[CheckResult]:
         """`POST /v1/check`."""
-        asked["terms"] = _terms(terms)
+        asked["terms"] = weights_of(terms)
         return self._ask("/v1/check", partial(question.members, "loss", loss), asked, read_check)
 
     def plan(self, program: Loss, question: Question, **asked: Any) -> Call[PlanReport]:
@@ -273,12 +273,12 @@ class Calls:
         member = "loss" if gradient else "program"
         body = without_data(question.members(member, program, self._plainly))
         if gradient:
-            asked["terms"] = _terms(terms)
+            asked["terms"] = weights_of(terms)
 
         def read(answer: dict[str, Any]) -> list[WarmProgram]:
             return [WarmProgram.model_validate(one) for one in answer["programs"]]
 
-        return self._call("POST", "/v1/warm", {**body, **asked}, read)
+        return self.call("POST", "/v1/warm", {**body, **asked}, read)
 
     def evaluate(self, program: Loss, question: Question, **asked: Any) -> Call[EvaluateResult]:
         """`POST /v1/evaluate`."""
@@ -310,7 +310,7 @@ class Calls:
     ) -> Call[T]:
         """A call about a program; where large arrays are sent but once, `members` names them by handles."""
         if self._dedupe is None:
-            return self._call("POST", path, {**members(self._asking), **asked}, read)
+            return self.call("POST", path, {**members(self._asking), **asked}, read)
         dedupe = self._dedupe
         values: dict[str, NDArray[Any]] = {}
 
@@ -321,15 +321,20 @@ class Calls:
             values[handle] = array
             return {"handle": handle}
 
-        call = self._call("POST", path, {**members(encode), **asked}, read)
+        call = self.call("POST", path, {**members(encode), **asked}, read)
         missing = tuple(handle for handle in values if not dedupe.has(handle))
         again = partial(self._ask, path, members, asked, read)
         return replace(call, values=values, missing=missing, again=again)
 
+    def copied(self, place: str, array: NDArray[Any]) -> Any:
+        """An array's travelling form that stays as it is when the caller goes on to write into the array."""
+        return self._asking(place, array.copy())
+
     def _tree(self, tree: Tree | None) -> dict[str, Any] | None:
         return None if tree is None else sent("", tree, self._plainly)
 
-    def _call(self, method: str, path: str, body: Any, read: Callable[[dict[str, Any]], T]) -> Call[T]:
+    def call(self, method: str, path: str, body: Any, read: Callable[[dict[str, Any]], T]) -> Call[T]:
+        """A call whose arrays are encoded already."""
         headers = self._headers if body is None else {**self._headers, "Content-Type": self._media}
         data = None if body is None else wire.encode_body(body, self._media)
         return Call(method, path, headers, data, lambda answer: read(_structure(answer)))
@@ -341,7 +346,8 @@ def no_answer(url: str, error: httpx.TransportError) -> ConnectionFailed:
     return ConnectionFailed(f"no answer from {url} ({reason}); is `nablad serve` running there?")
 
 
-def _terms(terms: Terms | None) -> list[str] | dict[str, float]:
+def weights_of(terms: Terms | None) -> list[str] | dict[str, float]:
+    """Terms as they travel: names, or names with weights."""
     if isinstance(terms, Mapping):
         return {name: float(weight) for name, weight in terms.items()}
     return list(terms or ())

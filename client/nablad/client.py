@@ -17,12 +17,13 @@ from nablad.question import Inputs, Loss, Models, Question, Terms, Tree
 from nablad.results import CheckResult, EvaluateResult, GradientResult, Params
 from nablad.sending import Sender
 from nablad.shortcuts import Shortcuts
+from nablad.training.methods import Training
 from nablad.wire import Format
 
 T = TypeVar("T")
 
 
-class Client(Shortcuts):
+class Client(Shortcuts, Training):
     """A connection to a nablad server: `with nablad.Client() as client:`.
 
     Args:

@@ -3,9 +3,11 @@
 NabladError
 ├── ConnectionFailed      no answer: the server is not there, or the connection broke
 ├── InvalidAnswer         an answer that this client cannot read
+├── Diverged              a training loop on the server ended without a finite loss
 └── ServiceError          the server answered with a problem document
     ├── ProgramError      the loss: `.where` is the place in its text
     ├── RequestError      the request around it: inputs, parameters, formats
+    │   └── SessionRestored   the session came from a save: `.step` says where it stands
     ├── NotFound          no such model, version or path
     ├── Unavailable       busy, stopping or out of memory: try again later
     ├── DeadlineExceeded  the deadline passed before the answer was ready
@@ -29,6 +31,16 @@ class ConnectionFailed(NabladError):
 
 class InvalidAnswer(NabladError):
     """An answer came that is neither a result nor a problem document."""
+
+
+class Diverged(NabladError):
+    """A training loop stopped because its loss was no longer finite: `step`, and what can be loaded."""
+
+    def __init__(self, detail: str, *, step: int, checkpoint: int | None) -> None:
+        super().__init__(detail)
+        self.step = step
+        self.checkpoint = checkpoint
+        """Step of the last save, or None."""
 
 
 class ServiceError(NabladError):
@@ -65,6 +77,38 @@ class ProgramError(ServiceError):
 
 class RequestError(ServiceError):
     """The request around the loss is at fault: inputs, parameters, names or formats."""
+
+
+class SessionRestored(RequestError):
+    """The call was not done: the session came from a save meanwhile, as after a restart of the server.
+
+    It stands at `step`, where it was saved. Go on from there: send again what was sent since. The session
+    object follows by itself.
+    """
+
+    @property
+    def step(self) -> int:
+        """Steps that were done when it was saved."""
+        return int(self.extra["step"])
+
+    @property
+    def sequence(self) -> int:
+        """Number of the last call that was done before."""
+        return int(self.extra["sequence"])
+
+    @property
+    def generation(self) -> int:
+        """Of the session now: one more whenever it came from a save."""
+        return int(self.extra["generation"])
+
+    @classmethod
+    def of(cls, name: str, step: int, sequence: int, generation: int) -> SessionRestored:
+        """The exception where the server did not refuse a call, and its standing says so."""
+        detail = (
+            f"session '{name}' came from its save of step {step}; send again what was sent after step {step}"
+        )
+        extra = {"step": step, "sequence": sequence, "generation": generation}
+        return cls(detail, code="session_restored", status=409, extra=extra)
 
 
 class NotFound(ServiceError):

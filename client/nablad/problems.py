@@ -52,6 +52,8 @@ CODES: dict[str, Kind] = {
     # the request around it
     "malformed_body": Kind(400, "The body cannot be read", errors.RequestError),
     "invalid_request": Kind(422, "The request is not valid", errors.RequestError),
+    "optimiser": Kind(422, "The optimiser cannot be made", errors.RequestError),
+    "sampler": Kind(422, "A sampler is not valid", errors.RequestError),
     "missing_input": Kind(422, "An input is missing", errors.RequestError),
     "extra_input": Kind(422, "An input is not used", errors.RequestError),
     "invalid_array": Kind(422, "An array is not valid", errors.RequestError),
@@ -73,6 +75,17 @@ CODES: dict[str, Kind] = {
     "other_version": Kind(409, "The parameters have another version", errors.RequestError),
     "not_loaded": Kind(409, "The model is not loaded", errors.RequestError),
     "python_model": Kind(409, "The model belongs to the operator", errors.RequestError),
+    # training state
+    "unknown_session": Kind(404, "No session of that name", errors.NotFound),
+    "session_exists": Kind(409, "There is a session of that name", errors.RequestError),
+    "unknown_run": Kind(404, "No run of that name", errors.NotFound),
+    "run_exists": Kind(409, "There is a run of that name", errors.RequestError),
+    "session_restored": Kind(409, "The session came from a save", errors.SessionRestored),
+    "sequence": Kind(409, "A call is out of its order", errors.RequestError),
+    "no_gradient": Kind(409, "There is no gradient to step with", errors.RequestError),
+    "no_save": Kind(404, "No such save", errors.NotFound),
+    "no_checkpoints": Kind(409, "The server keeps no saves", errors.RequestError),
+    "unfit_save": Kind(409, "The save does not fit", errors.RequestError),
     # the server itself
     "overloaded": Kind(503, "The server is busy", errors.Unavailable),
     "stuck": Kind(503, "The server is occupied by work that does not end", errors.Unavailable),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -53,15 +54,8 @@ class Question:
 
     def members(self, member: str, program: Loss, encode: Encode) -> dict[str, Any]:
         """The members of a request about `program`, which is its `member`."""
-        models = self._bindings(encode)
-        inputs: dict[str, Any] = dict(self.inputs)
-        if callable(program):
-            known = {name: _stand_in(value) for name, value in inputs.items()}
-            traced = trace(program, inputs=known, models=list(models))
-            text, inputs = traced.text, {**inputs, **_like_inputs(traced.constants, known)}
-        else:
-            # Programs in triple quotes are indented like the code around them; lines keep their numbers.
-            text = textwrap.dedent(program)
+        models = self.bindings(encode)
+        text, inputs = written(program, self.inputs, list(models))
         return {
             member: text,
             "models": models,
@@ -77,7 +71,7 @@ class Question:
             "buckets": list(self.buckets),
         }
 
-    def _bindings(self, encode: Encode) -> dict[str, Any]:
+    def bindings(self, encode: Encode) -> dict[str, Any]:
         """`models` of the request: `model="net"` binds the hosted model `net` to the name `model`."""
         if self.model is not None and self.models is not None:
             raise ValueError("give model= for one model or models= for several, not both")
@@ -97,6 +91,21 @@ class Question:
         if (self.params is not None or self.mode is not None) and not bindings:
             raise ValueError("params= and mode= belong to a model: give model= or models= too")
         return bindings
+
+
+def written(
+    program: Loss, inputs: Inputs, models: Sequence[str], beside: Inputs = MappingProxyType({})
+) -> tuple[str, dict[str, Any]]:
+    """A program's text, and its inputs with the constants of a traced function.
+
+    `beside` are inputs that the server has already, or draws itself.
+    """
+    if not callable(program):
+        # Programs in triple quotes are indented like the code around them; lines keep their numbers.
+        return textwrap.dedent(program), dict(inputs)
+    known = {name: _stand_in(value) for name, value in {**beside, **inputs}.items()}
+    traced = trace(program, inputs=known, models=models)
+    return traced.text, {**inputs, **_like_inputs(traced.constants, known)}
 
 
 def sent(place: str, value: Any, encode: Encode) -> Any:

@@ -10,12 +10,15 @@ import httpx
 from nablad import wire
 from nablad.calls import Call, no_answer
 from nablad.compressing import check_compression, restored, squeezed
+from nablad.errors import ConnectionFailed
 from nablad.sharing import Lent, Sharing, unknown
 from nablad.transports import Address, Answer, BlockingTransport, NonblockingTransport, address
 from nablad.transports.exchange import Timeouts
 from nablad.transports.nonblocking import on_asyncio
 from nablad.transports.translated import Parts
 
+SILENCE = 60.0
+"""Seconds without a sign of life after which a stream of events is lost; servers give one every 15."""
 SMALL = 64 * 1024
 """Bytes that are compressed on the event loop: a thread would cost more than the work."""
 
@@ -51,11 +54,11 @@ class Sender:
         check_compression(compression, shared_memory)
         self._compressed = compression is not None
         self.url = url
+        self._timeout = timeout
+        self._transport = transport
         self._address = None if transport is not None else address(url)
-        if self._address is None:
-            self._http = httpx.Client(base_url=url, timeout=timeout, transport=transport)
-        else:
-            self._own = BlockingTransport(uds=self._address.path)
+        self._own = BlockingTransport(uds=self._address.path if self._address else None)
+        self._opened: httpx.Client | None = None
         self._timeouts = Timeouts.of(httpx.Timeout(timeout))
         self._sharing = sharing(self._address) if shared_memory else None
 
@@ -78,7 +81,31 @@ class Sender:
                 self._sharing.reset()
             return self._exchange(call, call.parts(self._address, call.body))
         except httpx.TransportError as error:
-            raise no_answer(self.url, error) from error
+            raise self.no_answer(error) from error
+
+    def stream(self, call: Call[Any]) -> httpx.Response:
+        """The answer to a call, its body yet to be read, which raises httpx's errors; to be closed.
+
+        Raises:
+            ConnectionFailed: there was none.
+        """
+        try:
+            return self._http.send(streamed(call.request(self._http)), stream=True)
+        except httpx.TransportError as error:
+            raise self.no_answer(error) from error
+
+    def no_answer(self, error: httpx.TransportError) -> ConnectionFailed:
+        """The exception for a call that got no answer, or for an answer that broke off."""
+        return no_answer(self.url, error)
+
+    @property
+    def _http(self) -> httpx.Client:
+        if self._opened is None:
+            url, transport = self.url, self._transport
+            if self._address is not None and self._address.path is not None:
+                url, transport = "http://localhost", httpx.HTTPTransport(uds=self._address.path)
+            self._opened = httpx.Client(base_url=url, timeout=self._timeout, transport=transport)
+        return self._opened
 
     def _shared(self, call: Call[Any], address: Address, lent: Lent) -> Answer:
         body = [] if lent.holds_body else call.body
@@ -99,7 +126,15 @@ class Sender:
         """Close the connections."""
         if self._sharing is not None:
             self._sharing.close()
-        (self._own if self._address is not None else self._http).close()
+        self._own.close()
+        if self._opened is not None:
+            self._opened.close()
+
+
+def streamed(request: httpx.Request) -> httpx.Request:
+    """A request whose answer may take for ever, as long as there are signs of life."""
+    request.extensions["timeout"] = {**request.extensions["timeout"], "read": SILENCE}
+    return request
 
 
 class AsyncSender:
@@ -153,7 +188,22 @@ class AsyncSender:
                     self._sharing.reset()
             return await self._exchange(call, call.parts(self._address, call.body))
         except httpx.TransportError as error:
-            raise no_answer(self.url, error) from error
+            raise self.no_answer(error) from error
+
+    async def stream(self, call: Call[Any]) -> httpx.Response:
+        """The answer to a call, its body yet to be read, which raises httpx's errors; to be closed.
+
+        Raises:
+            ConnectionFailed: there was none.
+        """
+        try:
+            return await self._http.send(streamed(call.request(self._http)), stream=True)
+        except httpx.TransportError as error:
+            raise self.no_answer(error) from error
+
+    def no_answer(self, error: httpx.TransportError) -> ConnectionFailed:
+        """The exception for a call that got no answer, or for an answer that broke off."""
+        return no_answer(self.url, error)
 
     async def _shared(self, call: Call[Any], address: Address, lent: Lent) -> Answer:
         body = [] if lent.holds_body else call.body

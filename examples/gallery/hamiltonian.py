@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from training import Adam, arguments, figure, local_server, mapped, steps_with_progress
+from training import arguments, figure, local_server, mapped, reported
 
 import nablad
 
@@ -21,11 +21,13 @@ HAMILTONIAN = """\
 H = sum(model(z))
 dH = grad(H, z)
 velocity = stack([dH[:, 1], -dH[:, 0]], axis=1)    # dq/dt = ∂H/∂p, dp/dt = -∂H/∂q
-mean((velocity - dz)**2)
 """
 DIRECT = """\
 velocity = model(z)
-mean((velocity - dz)**2)
+"""
+LOSS = """\
+misfit = mean((velocity - dz)**2)
+misfit + decay / 2 * dot(model.params, model.params)
 """
 
 # The path of one state by Runge and Kutta's method of fourth order: all steps in one call.
@@ -83,16 +85,27 @@ def host(client: nablad.Client, name: str, outputs: int) -> Any:
     return mapped(orthogonal, client.params(name).params)
 
 
-def train(client: nablad.Client, name: str, program: str, params: Any, steps: int) -> tuple[Any, float]:
-    """The trained parameters and the loss on the test data."""
+def train(client: nablad.Client, name: str, program: str, params: Any, steps: int) -> tuple[Any, Any, float]:
+    """The trained parameters, the reports, and the loss on the test data."""
     data, test = spring()
-    adam = Adam(rate=1e-3)
-    for step, show in steps_with_progress(steps, every=max(steps // 5, 1)):
-        result = client.gradient(program, inputs=data, model=name, params=params)
-        decayed = mapped(lambda g, p: g + DECAY * p, result.gradients["params"], params)
-        params = adam.step(params, decayed)
-        show(step, loss=result.value)
-    return params, float(client.evaluate(program, inputs=test, model=name, params=params).result)
+    # --8<-- [start:run]
+    run = client.train(
+        program + LOSS,
+        model=name,
+        params=params,
+        inputs={**data, "decay": DECAY},
+        optimiser={"name": "adam", "learning_rate": 1e-3},
+        steps=steps,
+        terms=["misfit"],
+        report_every=max(steps // 100, 1),
+    )
+    reported(run, lines=5)
+    # --8<-- [end:run]
+    trained = run.params().params
+    found = client.evaluate(
+        program + LOSS, inputs={**test, "decay": DECAY}, outputs=["misfit"], model=name, params=trained
+    )
+    return trained, run.history, float(found.outputs["misfit"])
 
 
 def path(client: nablad.Client, name: str, field: str, params: Any, times: NDArray[Any]) -> NDArray[Any]:
@@ -102,17 +115,23 @@ def path(client: nablad.Client, name: str, field: str, params: Any, times: NDArr
     return np.asarray(client.evaluate(program, inputs=given, model=name, params=params).result)
 
 
-def draw(out: Path, times: NDArray[Any], paths: dict[str, NDArray[Any]]) -> None:
+def draw(
+    out: Path, times: NDArray[Any], paths: dict[str, NDArray[Any]], histories: list[nablad.History]
+) -> None:
     pyplot, save = figure(out, "hamiltonian")
-    drawn, (plane, energy) = pyplot.subplots(1, 2, figsize=(9.4, 3.9), width_ratios=[1, 1.3])
+    drawn, (curve, plane, energy) = pyplot.subplots(1, 3, figsize=(13, 3.9), width_ratios=[1.1, 1, 1.3])
     data, _ = spring()
     plane.plot(*data["z"].T, ".", ms=2.5, color="0.75", label="training data")
     angle = np.linspace(0, 2 * np.pi, 200)
     plane.plot(np.cos(angle), np.sin(angle), color="black", lw=1, label="exact")
     energy.axhline(1, color="black", lw=1, label="exact")
-    for (name, states), colour in zip(paths.items(), ("tab:red", "tab:blue"), strict=True):
+    colours = ("tab:red", "tab:blue")
+    for (name, states), history, colour in zip(paths.items(), histories, colours, strict=True):
+        curve.semilogy(history.step, history.terms["misfit"], color=colour, lw=1, label=name)
         plane.plot(*states.T, color=colour, lw=1, label=name)
         energy.plot(times, np.sum(states**2, axis=1), color=colour, label=name)
+    curve.set(title="training loss", xlabel="step", ylabel="loss")
+    curve.legend(frameon=False, fontsize=8)
     plane.set(title="phase plane", xlabel="q", ylabel="p", aspect="equal")
     plane.legend(frameon=True, framealpha=0.9, fontsize=8, loc="center")
     energy.set(title="energy along the path", xlabel="t", ylabel="q² + p²", ylim=(0, None))
@@ -123,18 +142,20 @@ def draw(out: Path, times: NDArray[Any], paths: dict[str, NDArray[Any]]) -> None
 def main() -> None:
     options = arguments(__doc__, steps=2000)
     times = np.linspace(0, 20, 401)
-    paths, drift = {}, {}
+    paths, drift, histories = {}, {}, []
     with local_server() as url, nablad.Client(url) as client:
         for name, program, outputs, field in (
             ("direct", DIRECT, 2, "model(z)"),
             ("hamiltonian", HAMILTONIAN, 1, "stack([dH[1], -dH[0]])"),
         ):
             print(name)
-            params, loss = train(client, name, program, host(client, name, outputs), options.steps)
+            begin = host(client, name, outputs)
+            params, history, loss = train(client, name, program, begin, options.steps)
+            histories.append(history)
             paths[f"{name} network"] = states = path(client, name, field, params, times)
             drift[name] = float(np.max(np.abs(np.sum(states**2, axis=1) - 1)))
             print(f"test loss {loss:.4e}, largest change of energy until t = 20: {drift[name]:.3f}")
-    draw(options.out, times, paths)
+    draw(options.out, times, paths, histories)
     print(f"reached: test loss {loss:.3e} (published: 3.593e-2 ± 0.183e-2, Greydanus et al. 2019)")
 
 

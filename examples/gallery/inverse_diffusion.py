@@ -2,7 +2,7 @@
 
     python examples/gallery/inverse_diffusion.py
 
-A fifth of the steps are Adam's in float32, the others L-BFGS's in float64.
+A fifth of the steps are Adam's in float32, the others L-BFGS's in float64; the server keeps the loop.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
-from training import Adam, arguments, figure, lbfgs, local_server, mapped, steps_with_progress
+from training import arguments, figure, local_server, reported
 
 import nablad
 
@@ -27,12 +27,13 @@ def equation(t, x):
 inside = mean(vmap(equation)(t, x)**2)
 edges = mean((model(edge)[:, 0] - y_edge)**2)
 measured = mean((model(place)[:, 0] - y_place)**2)
+coefficient = 1 * C    # a name of its own, to be reported
 inside + edges + measured
 """
 # --8<-- [end:program]
 
 NETWORK = {"preset": "mlp", "sizes": [2, 32, 32, 32, 1], "activation": "tanh", "init": "glorot_uniform"}
-TERMS = ["inside", "edges", "measured"]
+TERMS = ["inside", "edges", "measured", "coefficient"]
 
 
 def exact(t: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
@@ -52,52 +53,43 @@ def data() -> dict[str, NDArray[np.float64]]:
     return {"t": t, "x": x, "edge": edge, "place": place, **known}
 
 
-def train(client: nablad.Client, steps: int) -> tuple[Any, list[float]]:
-    """The network's parameters with the coefficient, and the coefficient after each step."""
+def train(client: nablad.Client, steps: int) -> tuple[nablad.TrainedParams, nablad.History, int]:
+    """The network's parameters with the coefficient, the reports, and how many steps were Adam's."""
     client.create_model("diffusion", NETWORK, seed=0)
-    unknown: Any = {"params": client.params("diffusion").params, "C": np.float32(2.0)}
-    inputs, path = data(), [2.0]
-
-    def asked(unknown: Any, inputs: Any) -> nablad.GradientResult:
-        return client.gradient(
-            PROGRAM,
-            inputs={**inputs, "C": unknown["C"]},
-            model="diffusion",
-            params=unknown["params"],
-            wrt=["params", "C"],
-            terms=TERMS,
-        )
-
     first = max(steps // 5, 1)
-    adam, inputs32 = Adam(rate=3e-3, steps=first, last=3e-4), mapped(np.float32, inputs)
-    for step, show in steps_with_progress(first, every=max(first // 2, 1)):
-        result = asked(unknown, inputs32)
-        unknown = adam.step(unknown, result.gradients)
-        path.append(float(unknown["C"]))
-        show(step, loss=result.value, C=path[-1])
+    rate = {"schedule": "cosine_decay", "init_value": 3e-3, "decay_steps": first, "alpha": 0.1}
+    # --8<-- [start:run]
+    run = client.train(
+        PROGRAM,
+        model="diffusion",
+        trained={"C": 2.0},
+        inputs=data(),
+        phases=[
+            {"optimiser": {"name": "adam", "learning_rate": rate}, "steps": first, "dtype": "float32"},
+            {
+                "optimiser": {"name": "lbfgs", "memory_size": 50},
+                "steps": max(steps - first, 1),
+                "dtype": "float64",
+            },
+        ],
+        terms=TERMS,
+        report_every=max(steps // 500, 1),
+    )
+    reported(run)
+    # --8<-- [end:run]
+    return run.params(), run.history, first
 
-    def value_and_gradients(unknown: Any) -> tuple[float, Any]:
-        result = asked(unknown, inputs)
-        return result.value, result.gradients
 
-    progress = steps_with_progress(steps - first)
-
-    def seen(_: int, unknown: Any, value: float) -> None:
-        step, show = next(progress)
-        path.append(float(unknown["C"]))
-        show(step, loss=value, C=path[-1])
-
-    return lbfgs(value_and_gradients, unknown, steps=steps - first, seen=seen), path
-
-
-def draw(out: Path, path: list[float], adam_steps: int, t: Any, x: Any, found: Any) -> None:
+def draw(out: Path, history: nablad.History, adam_steps: int, t: Any, x: Any, found: Any) -> None:
     pyplot, save = figure(out, "inverse_diffusion")
     drawn, (coefficient, distance, field) = pyplot.subplots(1, 3, figsize=(12, 3.6))
-    coefficient.plot(path, color="tab:blue", label="C")
+    path = np.array(history.terms["coefficient"])
+    coefficient.plot(history.step, path, color="tab:blue", label="C")
     coefficient.axhline(1, color="black", lw=1, ls="--", label="true value")
     coefficient.set(title="the coefficient", xlabel="step", ylabel="C")
-    distance.semilogy(np.abs(np.array(path) - 1), color="tab:blue", label="|C - 1|")
-    distance.set(title="its error", xlabel="step", ylabel="|C - 1|")
+    distance.semilogy(history.step, np.abs(path - 1), color="tab:blue", label="|C - 1|")
+    distance.semilogy(history.step, history.value, color="black", lw=1, label="loss")
+    distance.set(title="its error, and the loss", xlabel="step")
     for axes in (coefficient, distance):
         axes.axvline(adam_steps, color="0.7", lw=1, label="Adam, then L-BFGS")
         axes.legend(frameon=False, fontsize=8)
@@ -114,12 +106,12 @@ def main() -> None:
     options = arguments(__doc__, steps=2500)
     t, x = np.meshgrid(np.linspace(0, 1, 51), np.linspace(-1, 1, 101), indexing="ij")
     with local_server() as url, nablad.Client(url) as client:
-        unknown, path = train(client, options.steps)
-        found = client.apply("diffusion", np.stack([t, x], axis=-1), params=unknown["params"])[..., 0]
-    draw(options.out, path, max(options.steps // 5, 1), t, x, found)
+        trained, history, adam_steps = train(client, options.steps)
+        found = client.apply("diffusion", np.stack([t, x], axis=-1), params=trained.params)[..., 0]
+    draw(options.out, history, adam_steps, t, x, found)
     error = np.linalg.norm(found - exact(t, x)) / np.linalg.norm(exact(t, x))
     print(f"relative L2 error of the field {error:.2e}")
-    print(f"reached: C {path[-1]:.6f} (exact: 1)")
+    print(f"reached: C {float(trained.trained['C']):.6f} (exact: 1)")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What every run of the gallery needs beside its loss: an optimiser, progress, and a place for its picture.
 
-The loop belongs to the caller: the server answers gradients, the lines here turn them into new parameters.
+Where the loop belongs to the caller, the server answers gradients, and the lines here turn them into new
+parameters. Runs that leave the loop to the server need none of that.
 """
 
 from __future__ import annotations
@@ -205,6 +206,21 @@ def steps_with_progress(steps: int, *, every: int | None = None) -> Iterator[tup
 
     for step in range(1, steps + 1):
         yield step, lambda step=step, **figures: show(step, figures)
+
+
+def reported(run: Any, lines: int = 10) -> None:
+    """Read a run of the server to its end, and print some of its reports."""
+    every = max((run.total or lines) // lines, 1)
+    shown = 0
+    for report in run:
+        if report.step >= shown or report.step == run.total:
+            shown = report.step + every
+            words = "  ".join(f"{name} {value:.3e}" for name, value in report.terms.items())
+            print(
+                f"step {report.step:6d}  {report.seconds:6.1f} s  loss {report.value:.3e}  {words}",
+                flush=True,
+            )
+    print(f"{run.ended.reason} after {run.ended.seconds:.1f} s")
 
 
 def figure(out: Path, name: str) -> Any:

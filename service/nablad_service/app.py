@@ -30,7 +30,7 @@ from nablad_service.learned_plans import LearnedPlans
 from nablad_service.metrics import Metrics
 from nablad_service.pipeline import Pipeline
 from nablad_service.programs import Programs
-from nablad_service.routes import health, models, operators, programs, shortcuts, values
+from nablad_service.routes import health, models, operators, programs, sessions, shortcuts, training, values
 from nablad_service.routes import metrics as counters
 from nablad_service.routes.compression import CompressedAnswers
 from nablad_service.routes.hot import HotPaths
@@ -40,6 +40,13 @@ from nablad_service.routes.shared_memory import SharedBodies
 from nablad_service.scheduler import Scheduler
 from nablad_service.settings import Settings
 from nablad_service.shared_memory import SharedMemory
+from nablad_service.training.pieces import Pieces
+from nablad_service.training.run import Parts
+from nablad_service.training.runs import Runs
+from nablad_service.training.saves import Saves
+from nablad_service.training.session import Device
+from nablad_service.training.sessions import SessionLimits, Sessions
+from nablad_service.training.stages import CompiledLoops
 from nablad_service.tuning import Tuner
 
 log = logging.getLogger("nablad")
@@ -137,6 +144,31 @@ def create_app(
         app.state.learned = learned
         app.state.engine = engine
         app.state.shelf = shelf
+        saves = Saves(Path(settings.checkpoints), keep=settings.saves_kept) if settings.checkpoints else None
+        app.state.saves = saves
+        parts = Parts(compiled, scheduler, engine.placement, CompiledLoops(compiled), saves)
+        app.state.runs = Runs(parts, settings.max_sessions)
+        pieces = Pieces(compiled, settings.max_programs)
+        app.state.sessions = Sessions(
+            Device(pieces, scheduler, engine.placement, learned),
+            store,
+            saves,
+            SessionLimits(
+                settings.max_sessions,
+                settings.max_session_bytes,
+                settings.session_idle_seconds,
+                settings.session_wait_seconds,
+            ),
+            settings.limits,
+            app.state.runs,
+        )
+        app.state.sessions.start()
+        metrics.ask("nablad_sessions", "Sessions in memory.", lambda: len(app.state.sessions.loaded()))
+        metrics.ask(
+            "nablad_session_bytes",
+            "Parameters, optimiser state and gradients of sessions in memory.",
+            lambda: sum(one.bytes for one in app.state.sessions.loaded()),
+        )
         app.state.device = engine.device()
         if memory is not None:
             app.state.memory = SharedMemory(memory, settings.max_body_bytes)
@@ -145,12 +177,16 @@ def create_app(
         app.state.ready = True
         yield
         app.state.ready = False
+        await app.state.runs.close()
+        await app.state.sessions.close()
         if memory is not None:
             app.state.memory.close()
         tuner.close()
         batches.close()
         compiled.close()
         scheduler.close()
+        if saves is not None:
+            saves.close()
         if kept is not None:
             kept.close()
 
@@ -158,7 +194,7 @@ def create_app(
         title="nablad", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None
     )
     app.state.metrics = metrics
-    for group in (programs, models, values, shortcuts, operators, health, counters):
+    for group in (programs, models, values, shortcuts, sessions, training, operators, health, counters):
         app.include_router(group.router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)

@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from nablad_service.engine.engine import Engine
 from nablad_service.engine.examples import examples_of
 from nablad_service.engine.executable import Executable, Traced
 from nablad_service.engine.padding import Unpadded
+from nablad_service.engine.planner import Choices
 from nablad_service.learned_plans import LearnedPlan, LearnedPlans
 from nablad_service.metrics import Metrics
 from nablad_service.planning import Planned
@@ -70,7 +71,7 @@ class Programs:
         self._planned: OrderedDict[Signature, Planned] = OrderedDict()
         self._buckets: OrderedDict[Signature, asyncio.Task[Bucket]] = OrderedDict()
         self._compiling: dict[Signature, asyncio.Task[Executable | InBucket]] = {}
-        self._slow: dict[tuple[str, Signature], float] = {}
+        self._slow: dict[tuple[str, Hashable], float] = {}
         """What was given up, and until when it is refused: for ever, while its thread still works on it."""
 
     async def executable(self, query: Query) -> tuple[Executable | InBucket, bool]:
@@ -180,10 +181,17 @@ class Programs:
 
     async def traced(self, query: Query, learned: LearnedPlan | None) -> Traced:
         """The plan that a program runs by, and the computation that follows it; compiles nothing."""
-        choices = learned.choices if learned else {}
+        return await self.following(query, learned.choices if learned else {})
+
+    async def following(self, query: Query, choices: Choices) -> Traced:
+        """A program traced by some choices of strategies, whatever is learned of it; compiles nothing."""
         return await self._on(
             self._checkers, "tracing", query.signature, lambda: self._engine.trace(query, choices)
         )
+
+    async def compiled(self, what: str, key: Hashable, compile_: Callable[[], T]) -> T:
+        """What `compile_` makes of a program, on the threads that compile; `what` is the word for metrics."""
+        return await self._on(self._compilers, "compiling", key, self._metrics.compiling(what, compile_))
 
     async def diagnosis(self, query: Query) -> Diagnosis:
         """The program of a query compiled so that it reports where it stops being finite."""
@@ -205,7 +213,7 @@ class Programs:
         self,
         threads: WatchedThreads,
         what: str,
-        signature: Signature,
+        signature: Hashable,
         work: Callable[[], T],
         *,
         late: Callable[[T], None] | None = None,
@@ -221,7 +229,7 @@ class Programs:
             raise Refusal("stuck", OCCUPIED, extra={"retry_after": 30}) from None
 
     def _leave(
-        self, what: str, signature: Signature, ended: Future[T], late: Callable[[T], None] | None
+        self, what: str, signature: Hashable, ended: Future[T], late: Callable[[T], None] | None
     ) -> None:
         """Refuse a program from now on, until the thread that was lost to it is free and a while longer."""
         now = time.monotonic()
@@ -242,7 +250,7 @@ class Programs:
 
         ended.add_done_callback(on_loop)
 
-    def _refuse_slow(self, what: str, signature: Signature) -> None:
+    def _refuse_slow(self, what: str, signature: Hashable) -> None:
         until = self._slow.get((what, signature), 0.0)
         if time.monotonic() < until:
             raise self._too_slow(what)

@@ -11,7 +11,13 @@ from pydantic import ValidationError
 
 from nablad_service.settings import Settings
 
-METAVARS = {"repository": "DIR", "models": "FILE", "uds": "PATH", "shared_memory": "BOOL"}
+METAVARS = {
+    "repository": "DIR",
+    "checkpoints": "DIR",
+    "models": "FILE",
+    "uds": "PATH",
+    "shared_memory": "BOOL",
+}
 
 
 def add_command(subparsers: Any) -> None:

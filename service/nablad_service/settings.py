@@ -78,6 +78,26 @@ class Settings(BaseSettings):
     cache: str | None = Field(
         None, description="Folder that keeps what timing taught of programs; without it, memory does."
     )
+    checkpoints: str | None = Field(
+        None, description="Folder that keeps saved training state; without it nothing of it can be saved."
+    )
+    saves_kept: int = Field(
+        5, gt=0, description="Saves of one session or run that stay; the oldest goes when a new one is there."
+    )
+    max_sessions: int = Field(64, gt=0, description="Sessions, and again runs, at once.")
+    max_session_bytes: int = Field(
+        4096 * MEBIBYTE,
+        gt=0,
+        description="Parameters, optimiser state and gradients of sessions in memory; idle ones are saved.",
+    )
+    session_idle_seconds: float = Field(
+        900.0,
+        ge=0,
+        description="After which an idle session is saved and leaves memory, or is dropped; 0 for never.",
+    )
+    session_wait_seconds: float = Field(
+        30.0, ge=0, description="How long a call of a session waits for one before it that does not come."
+    )
     compile_threads: int = Field(1, gt=0, description="Programs compiled at the same time.")
     compile_seconds: float = Field(
         600.0, ge=0, description="How long tracing or compiling a program may take; 0 for no limit."
@@ -106,7 +126,7 @@ class Settings(BaseSettings):
         """A variable holds several files as PATH does, with ':' between them (';' on Windows)."""
         return tuple(filter(None, given.split(os.pathsep))) if isinstance(given, str) else given
 
-    @field_validator("repository", "uds")
+    @field_validator("repository", "uds", "checkpoints")
     @classmethod
     def _named(cls, given: str | None) -> str | None:
         # An empty variable is how a container image's default is taken back.

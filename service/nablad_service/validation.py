@@ -6,21 +6,37 @@ import keyword
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from nablad.arrays import Received, Undeclared
 from nablad.messages import Binding, EvaluateRequest, GradientRequest, Question, decode_arrays, decode_inputs
 from nablad.problems import Refusal
-from nablad_service.hosting import HostedModel, own_tensors
+from nablad_models import Model
+from nablad_service.hosting import own_tensors
 from nablad_service.language.places import nearest
 from nablad_service.query import ModelSignature, Query, Signature, Variable, float_type
 from nablad_service.resident import Leaf, Leaves, Resident
 from nablad_service.specs import ArraySpec, tree_spec
 
 LEAF = re.compile(r"(?P<model>[^\W\d]\w*)\.params(?:\[(?P<leaf>[^\]]+)\])?")
-Lookup = Callable[[str, str | None], HostedModel]
-"""A hosted model by its name, with the resident parameters of a version, or the current ones."""
 Given: TypeAlias = "Received | Resident"
+
+
+class Bindable(Protocol):
+    """A model with the parameters and the state that a binding has unless it brings its own."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def resident_params(self) -> Leaves: ...
+
+    @property
+    def resident_state(self) -> Leaves: ...
+
+
+Lookup = Callable[[str, str | None], Bindable]
+"""A hosted model by its name, with the resident parameters of a version, or the current ones."""
 
 
 def gradient_query(request: GradientRequest, lookup: Lookup, *, dtype: str | None = None) -> Query:
@@ -73,11 +89,11 @@ def _query(
         raise Refusal("invalid_request", "term_gradients needs terms: name the values to differentiate")
     received = decode_inputs(request.inputs, "")
     for name in (*request.inputs, *request.models):
-        if not _usable(name):
+        if not usable(name):
             raise Refusal("invalid_request", f"'{name}' is not a name that a program can use")
-    bindings = {name: _binding(bound) for name, bound in request.models.items()}
+    bindings = {name: binding_of(bound) for name, bound in request.models.items()}
     hosted = {name: lookup(binding.name, binding.version) for name, binding in bindings.items()}
-    tensors = {name: _tensors(hosted[name], binding) for name, binding in bindings.items()}
+    tensors = {name: tensors_of(hosted[name], binding) for name, binding in bindings.items()}
     params = {name: own for name, (own, _) in tensors.items()}
     state = {name: own for name, (_, own) in tensors.items()}
     given: list[Leaf] = [leaf for tree in params.values() for leaf in tree.values()]
@@ -128,16 +144,17 @@ def _query(
     )
 
 
-def _usable(name: str) -> bool:
+def usable(name: str) -> bool:
     """Whether the text can hold `name`; the parser reads names in normal form KC."""
     return name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name
 
 
-def _binding(bound: Binding | str) -> Binding:
+def binding_of(bound: Binding | str) -> Binding:
+    """The binding that a bare name stands for."""
     return Binding(name=bound) if isinstance(bound, str) else bound
 
 
-def _tensors(hosted: HostedModel, binding: Binding) -> tuple[Leaves, Leaves]:
+def tensors_of(hosted: Bindable, binding: Binding) -> tuple[Leaves, Leaves]:
     """Parameters and state of a binding: the ones sent, else the resident ones."""
     params, state = (
         None if given is None else decode_arrays(given, f"{binding.name}.{what}.")
@@ -163,7 +180,7 @@ def _settle(
     dtype: str,
     *,
     differentiated: bool,
-    models: Mapping[str, HostedModel],
+    models: Mapping[str, Bindable],
 ) -> Leaf | dict[str, Leaf]:
     """Numbers without a dtype take the program's float type; whole ones stay whole unless differentiated."""
     if isinstance(value, Mapping):
@@ -192,7 +209,7 @@ def _spec(value: Leaf | Leaves) -> Any:
     return value.spec if isinstance(value, Resident) else ArraySpec.of(value)
 
 
-def _variable(key: str, request: Question, hosted: Mapping[str, HostedModel]) -> Variable:
+def _variable(key: str, request: Question, hosted: Mapping[str, Bindable]) -> Variable:
     """One entry of `wrt`: an input first, since inputs may be called anything."""
     if key in request.inputs:
         return Variable(key, "input", key)

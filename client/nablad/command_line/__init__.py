@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from nablad._version import __version__
-from nablad.command_line import gradient, models, operators, plan, warm
+from nablad.command_line import gradient, models, operators, plan, train, warm
 from nablad.errors import NabladError
 
 # Commands of the service extra, and what they do, for people who have only the thin client.
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"nablad {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (gradient, plan, warm, models, operators):
+    for module in (gradient, train, plan, warm, models, operators):
         module.add_command(commands)
     _add_service_commands(commands)
     arguments = parser.parse_args(argv)

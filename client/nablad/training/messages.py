@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nablad.messages import Array, Binding, Message, Nesting, TermGradients, Timing
+from nablad.messages import Array, Binding, Message, Nesting, Timing
 
 Setting: TypeAlias = "float | int | bool | str | None"
 
@@ -96,7 +96,9 @@ class SessionGradient(Numbered, Computation):
     """`POST /v1/sessions/{name}/gradient`: compute, and add to what the next step takes the mean of."""
 
     outputs: list[str] = Field(default_factory=list, description="Named values to return.")
-    term_gradients: TermGradients = "none"
+    term_gradients: Literal["none", "norms"] = Field(
+        "none", description="Whether to return the norms of each term's gradients."
+    )
     gradients: bool = Field(False, description="Whether to return the arrays of this call's gradients too.")
     weight: float = Field(1.0, gt=0, description="Of this call in the mean; examples in the batch, say.")
     seed: int | None = Field(None, description="Of random operators; by default the session draws one.")
@@ -221,6 +223,9 @@ class TrainRequest(Trained, Computation):
         default_factory=dict, description="Inputs that are drawn on the server, by name."
     )
     resample_every: int | None = Field(None, gt=0, description="Steps; by default points are drawn once.")
+    accumulate: int = Field(
+        1, gt=0, description="Draws of the samplers for each step, which takes the mean of their gradients."
+    )
     balance: Balance | None = Field(None, description="In place of fixed weights of `terms`.")
     stop: Stop | None = None
     report_every: int = Field(100, gt=0)
@@ -251,3 +256,17 @@ class Ended(BaseModel):
     reason: str
     checkpoint: int | None = Field(description="Step of the last save, to resume or to load.")
     seconds: float
+
+
+class RunStanding(BaseModel):
+    """Where a run of `POST /v1/train` stands."""
+
+    name: str
+    status: Literal["running", "done", "stopped", "diverged", "failed", "saved"] = Field(
+        description="`saved` where it is not in memory and its last save is all that there is."
+    )
+    step: int
+    steps: int | None = Field(description="Of all phases; null where only a save is there.")
+    value: float | None = Field(description="Of the loss in the last step.")
+    saved: list[int] = Field(description="Steps that were saved, last one last.")
+    reason: str | None = Field(description="Why it ended.")

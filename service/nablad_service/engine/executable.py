@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -86,15 +88,22 @@ class Executable:
                 registered function fails with these values.
         """
         started = time.perf_counter()
-        try:
+        with failures_told():
             answer: dict[str, Any] = on_host(self.compiled(self.placement.arguments(query)))
             self.pace.note(time.perf_counter() - started)
             return answer
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
-                detail = "the device ran out of memory; send fewer examples at once"
-                raise Refusal("out_of_memory", detail) from error
-            # Only what the server's operator registered calls back into Python.
-            if failed := re.search(r"^_?\w*(?:Error|Exception): (.+)$", str(error), re.MULTILINE):
-                raise Refusal("function_failed", f"a function failed on the server: {failed[1]}") from error
-            raise
+
+
+@contextmanager
+def failures_told() -> Iterator[None]:
+    """Refusals in place of what JAX raises when a run fails."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            detail = "the device ran out of memory; send fewer examples at once"
+            raise Refusal("out_of_memory", detail) from error
+        # Only what the server's operator registered calls back into Python.
+        if failed := re.search(r"^_?\w*(?:Error|Exception): (.+)$", str(error), re.MULTILINE):
+            raise Refusal("function_failed", f"a function failed on the server: {failed[1]}") from error
+        raise

@@ -99,7 +99,7 @@ def together(computation: Any, query: Query, size: int, limit: int, placement: P
             raise Unfit(f"it calls back into Python ({equation.primitive.name})")
 
     leaves = jax.tree_util.tree_leaves_with_path(arguments(query))
-    places = [_place(path) for path, _ in leaves]
+    places = [place_of(path) for path, _ in leaves]
     shared = [place[:2] in query.resident for place in places]
     one = [jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for _, leaf in leaves]
     stacked = [
@@ -126,6 +126,7 @@ def together(computation: Any, query: Query, size: int, limit: int, placement: P
     )
 
 
-def _place(path: Any) -> Place:
+def place_of(path: Any) -> Place:
+    """Where a leaf of the arguments lies, from its path in their tree."""
     section, *names = (str(step.key) for step in path)
     return section, names[0] if names else "", names[1] if len(names) > 1 else None

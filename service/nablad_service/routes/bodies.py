@@ -35,15 +35,19 @@ def pipeline(request: Request) -> Pipeline:
     return found
 
 
-async def read_body(request: Request) -> Body:
+async def read_body(request: Request, *, streams: bool = False) -> Body:
     """The body, bounded, with the formats it comes in and is answered in.
+
+    Where the answer `streams` it has a format of its own, and nobody is asked for another.
 
     Raises:
         Refusal: `body_too_large`, `unknown_media_type`, `not_acceptable`, or `malformed_body` where the
             connection ended early.
     """
     headers: dict[bytes, bytes] = dict(request.scope["headers"])
-    media, answer, encoding, floats = formats(headers.get(b"content-type"), headers.get(b"accept"))
+    media, answer, encoding, floats = formats(
+        headers.get(b"content-type"), None if streams else headers.get(b"accept")
+    )
     coding = headers.get(b"content-encoding", b"identity").decode("latin-1")
     if coding != "identity" and not (coding == ZSTD and available()):
         spoken = f"with {ZSTD} or without" if available() else "without"

@@ -21,6 +21,14 @@ from nablad.messages import (
     WarmRequest,
 )
 from nablad.problems import Problem
+from nablad.training.messages import (
+    SessionGradient,
+    SessionLoad,
+    SessionRequest,
+    SessionSave,
+    SessionStep,
+    TrainRequest,
+)
 
 MESSAGES = (
     GradientRequest,
@@ -32,6 +40,12 @@ MESSAGES = (
     WarmRequest,
     ValueRequest,
     PinRequest,
+    SessionRequest,
+    SessionGradient,
+    SessionStep,
+    SessionSave,
+    SessionLoad,
+    TrainRequest,
 )
 REF = "#/components/schemas/{model}"
 

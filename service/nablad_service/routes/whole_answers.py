@@ -11,6 +11,9 @@ from nablad.frame import Buffer
 
 Header = tuple[bytes, bytes]
 
+EVENTS = b"text/event-stream"
+"""Answers that have no end to wait for, and leave as they come."""
+
 
 class WholeAnswer(ABC):
     """Stands in for `send`: collects an answer, lets `changed` have it, and sends what that makes of it."""
@@ -18,12 +21,18 @@ class WholeAnswer(ABC):
     def __init__(self, send: Send) -> None:
         self._send = send
         self._start: Message = {}
+        self._streams = False
         self._pieces: list[Buffer] = []
 
     async def __call__(self, message: Message) -> None:
         """Take a message of the application's."""
         if message["type"] == "http.response.start":
             self._start = message
+            self._streams = dict(message["headers"]).get(b"content-type", b"").startswith(EVENTS)
+        if self._streams:
+            await self._send(message)
+            return
+        if message["type"] == "http.response.start":
             return
         self._pieces.append(message.get("body", b""))
         if message.get("more_body", False):

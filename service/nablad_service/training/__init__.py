@@ -1,0 +1,1 @@
+"""Training state that stays on the server: optimisers, sessions, their saves."""

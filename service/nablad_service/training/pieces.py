@@ -1,0 +1,125 @@
+"""The compiled pieces of all sessions: the same program in several of them is compiled once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+
+from nablad_service.engine.executable import Traced
+from nablad_service.programs import Programs
+from nablad_service.query import Query
+from nablad_service.specs import ArraySpec
+from nablad_service.training.computing import (
+    Accumulation,
+    Batch,
+    Beginning,
+    Call,
+    Stepping,
+    compile_accumulation,
+    compile_beginning,
+    compile_step,
+)
+from nablad_service.training.optimisers import Rule, StepValues
+from nablad_service.training.session_questions import Start
+from nablad_service.training.state import TrainingState
+
+T = TypeVar("T")
+
+
+def program_key(query: Query, choices: Mapping[int, str], state: TrainingState) -> Hashable:
+    """By what a program is known, computed for states like this one."""
+    return query.signature, tuple(sorted(choices.items())), str(state.value.dtype)
+
+
+class Pieces:
+    """A cache, least recently used first out. Lives on one event loop."""
+
+    def __init__(self, programs: Programs, limit: int) -> None:
+        self._programs = programs
+        self._limit = limit
+        self._kept: OrderedDict[Hashable, asyncio.Task[Any]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    async def accumulation(
+        self,
+        query: Query,
+        choices: Mapping[int, str],
+        state: TrainingState,
+        call: Call,
+        *,
+        with_gradients: bool,
+    ) -> tuple[Accumulation, bool]:
+        """A gradient's call compiled, and whether it had to be compiled now.
+
+        Raises:
+            Refusal: whatever checking the program finds; `too_slow`.
+        """
+        own = program_key(query, choices, state)
+
+        async def make() -> Accumulation:
+            traced = await self.traced(query, choices)
+            return await self._programs.compiled(
+                "session",
+                (own, with_gradients),
+                lambda: compile_accumulation(own, traced, query, state, call, with_gradients=with_gradients),
+            )
+
+        return await self._once((own, with_gradients), make)
+
+    async def traced(self, query: Query, choices: Mapping[int, str]) -> Traced:
+        """A gradient's program, not compiled."""
+        return await self._programs.following(query, choices)
+
+    async def beginning(self, start: Start, rule: Rule, values: StepValues) -> Beginning:
+        """What makes the first state of a session that begins like this one."""
+        shapes = jax.tree.map(ArraySpec.of, (dict(start.params), dict(start.state)))
+        key = (rule, str(shapes))
+
+        async def make() -> Beginning:
+            return await self._programs.compiled(
+                "session", key, lambda: compile_beginning(start, rule, values)
+            )
+
+        return (await self._once(("beginning", *key), make))[0]
+
+    async def step(
+        self, rule: Rule, state: TrainingState, values: StepValues, batches: Sequence[Batch]
+    ) -> tuple[Stepping, bool]:
+        """A step compiled, and whether it had to be compiled now.
+
+        Args:
+            rule: the optimiser.
+            state: one like those to come.
+            values: likewise.
+            batches: those since the last step, where the rule needs the loss.
+        """
+        trained = tuple(sorted((label, one.shape, str(one.dtype)) for label, one in state.params.items()))
+        key = (rule, trained, tuple(batch.program for batch in batches))
+
+        async def make() -> Stepping:
+            return await self._programs.compiled(
+                "session", key, lambda: compile_step(rule, state, values, batches)
+            )
+
+        return await self._once(key, make)
+
+    async def _once(self, key: Hashable, make: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
+        task = self._kept.get(key)
+        new = task is None
+        if task is None:
+            task = self._kept[key] = asyncio.ensure_future(make())
+            while len(self._kept) > self._limit:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        try:
+            return await asyncio.shield(task), new
+        except BaseException:
+            if task.done():  # what could not be made may be asked for again
+                self._kept.pop(key, None)
+            raise

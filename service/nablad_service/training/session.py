@@ -1,0 +1,209 @@
+"""One session: a training state, and the calls that change it, in their order.
+
+The state is a value that each call replaces as a whole once it is computed: a call that fails leaves it as it
+was, and whoever reads it sees it between two calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nablad.problems import Refusal
+from nablad.training.messages import Optimiser, SessionGradient, SessionStep, Standing
+from nablad_service.engine.placement import Placement
+from nablad_service.learned_plans import LearnedPlans
+from nablad_service.query import Query, arguments
+from nablad_service.scheduler import Finished, Scheduler
+from nablad_service.training.computing import DRAWN, Batch, Call, Computed
+from nablad_service.training.optimisers import Rule, values_of
+from nablad_service.training.order import Order
+from nablad_service.training.pieces import Pieces
+from nablad_service.training.session_questions import Trainee
+from nablad_service.training.state import TrainingState, size_of
+
+
+@dataclass(frozen=True)
+class Device:
+    """What all sessions compute with."""
+
+    pieces: Pieces
+    scheduler: Scheduler
+    placement: Placement
+    learned: LearnedPlans
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A gradient since the last step, where the step computes its loss again."""
+
+    request: SessionGradient
+    """Without its inputs, which the batch has."""
+    batch: Batch
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What calls change; replaced as a whole."""
+
+    state: TrainingState | None
+    """None where it is not in memory."""
+    step: int = 0
+    accumulated: int = 0
+    pending: tuple[Pending, ...] = ()
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What a call gave, and where its time went."""
+
+    result: Any
+    finished: Finished[Any]
+    compiled: bool
+    compiling: float
+
+
+@dataclass(eq=False)
+class Session:
+    """A session that is kept. Lives on one event loop."""
+
+    tenant: str
+    name: str
+    optimiser: Optimiser
+    rule: Rule
+    models: Mapping[str, Trainee]
+    inputs: Mapping[str, NDArray[Any]]
+    """Those that are trained, as stand-ins."""
+    specs: TrainingState
+    """A state like the session's, without its arrays."""
+    device: Device
+    progress: Progress
+    order: Order = field(init=False)
+    done: InitVar[int] = 0
+    patience: InitVar[float] = 0.0
+    generation: int = 1
+    choices: dict[str, dict[int, str]] = field(default_factory=dict)
+    """Of the planner, by program: those of its first call here, for good."""
+    saved_as: int | None = None
+    """Number of the last call whose result is saved; None where that is not where it stands."""
+    gone: bool = False
+    """Whether it was deleted while calls waited."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by what reads and replaces its progress."""
+    used: float = field(default_factory=time.monotonic)
+    last_used: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def __post_init__(self, done: int, patience: float) -> None:
+        self.order = Order(done, patience=patience, about=self.whereabouts)
+
+    @property
+    def labels(self) -> list[str]:
+        """Of what is trained."""
+        return list(self.specs.params)
+
+    @property
+    def bytes(self) -> int:
+        """Of its state, whether it is in memory or not."""
+        return size_of(self.specs)
+
+    def touch(self) -> None:
+        """Count as used."""
+        self.used, self.last_used = time.monotonic(), datetime.now(UTC)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether its state is in memory."""
+        return self.progress.state is not None
+
+    @property
+    def saved(self) -> bool:
+        """Whether its last save holds all that was done."""
+        return self.saved_as == self.order.done
+
+    def whereabouts(self) -> dict[str, int]:
+        """Where it stands, for those whose call does not fit."""
+        return {"step": self.progress.step, "sequence": self.order.done, "generation": self.generation}
+
+    async def gradient(self, request: SessionGradient, query: Query) -> Timed:
+        """Compute, and add to the sums. The turn of a call; the result is a `Computed`."""
+        progress, before = self.progress, self._state()
+        started = time.perf_counter()
+        accumulation, compiled = await self.device.pieces.accumulation(
+            query,
+            self.choices_of(query),
+            before,
+            self._call(request, query, arguments(query)["inputs"]),
+            with_gradients=request.gradients,
+        )
+        compiling = time.perf_counter() - started if compiled else 0.0
+
+        def work() -> tuple[TrainingState, Computed, Batch | None]:
+            given = self.device.placement.arguments(query)
+            call = self._call(request, query, given["inputs"])
+            state, computed, batch = accumulation.run(before, call)
+            return state, computed, batch.kept() if self.rule.needs_loss else None
+
+        finished = await self.device.scheduler.run(work)
+        state, computed, batch = finished.result
+        pending = progress.pending
+        if batch is not None:
+            pending = (*pending, Pending(request.model_copy(update={"inputs": {}}), batch))
+        self.progress = Progress(state, progress.step, progress.accumulated + 1, pending)
+        return Timed((computed, self.progress.accumulated), finished, compiled, compiling)
+
+    async def step(self, request: SessionStep) -> Timed:
+        """Update with the mean of the gradients. The turn of a call."""
+        progress, before = self.progress, self._state()
+        if not progress.accumulated:
+            detail = "there is no gradient since the last step; call gradient before step"
+            raise Refusal("no_gradient", detail)
+        values = values_of(self.optimiser, self.rule, self.labels, request)
+        batches = [one.batch for one in progress.pending]
+        started = time.perf_counter()
+        stepping, compiled = await self.device.pieces.step(self.rule, before, values, batches)
+        compiling = time.perf_counter() - started if compiled else 0.0
+        finished = await self.device.scheduler.run(lambda: stepping.run(before, values, batches))
+        state, stepped = finished.result
+        self.progress = Progress(state, progress.step + 1)
+        return Timed((stepped, self.progress.step), finished, compiled, compiling)
+
+    def _state(self) -> TrainingState:
+        assert self.progress.state is not None
+        return self.progress.state
+
+    def _call(self, request: SessionGradient, query: Query, inputs: Mapping[str, Any]) -> Call:
+        weights = {name: np.asarray(weight, query.signature.dtype) for name, weight in query.weights.items()}
+        seed = DRAWN if request.seed is None else request.seed % 2**32
+        own = {name: one for name, one in inputs.items() if name not in self.inputs}
+        return Call(own, weights, np.float64(request.weight), np.int64(seed))
+
+    def choices_of(self, query: Query) -> Mapping[int, str]:
+        """The planner's choices for a program: a run must not change its rounding on the way."""
+        key = self.device.learned.key(query.signature)
+        if key not in self.choices:
+            learned = self.device.learned.get(query.signature)
+            self.choices[key] = learned.choices if learned else {}
+        return self.choices[key]
+
+    def standing(self, steps: list[int]) -> Standing:
+        """Where it stands; `steps` are those that were saved."""
+        return Standing(
+            name=self.name,
+            sequence=self.order.done,
+            generation=self.generation,
+            step=self.progress.step,
+            accumulated=self.progress.accumulated,
+            saved=steps,
+            loaded=self.loaded,
+            optimiser=self.optimiser,
+            models={name: one.hosted for name, one in self.models.items()},
+            bytes=self.bytes,
+            last_used=self.last_used,
+        )
