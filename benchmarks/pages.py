@@ -17,6 +17,7 @@ from measuring import Clock, machine, platform
 
 FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
 GREY, BLUE, ORANGE, GREEN, RED = "#555555", "#1f6fb4", "#d95f02", "#9ccc9c", "#e0a0a0"
+PURPLE = "#7b4fa3"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 from nablad.problems import Refusal
@@ -33,7 +34,7 @@ T = TypeVar("T")
 DIAGNOSES = 16
 """Kept at once; a program needs one only where its result was not finite."""
 PLANS = 64
-"""Plans kept with the costs of their variants: figures, a few kilobytes each."""
+"""Plans kept with the costs of their variants: figures, a few kilobytes each; and programs traced by one."""
 CHECKERS = 4
 """Programs traced at the same time."""
 SPARE = 8
@@ -69,6 +70,7 @@ class Programs:
         self._ready: OrderedDict[Signature, Executable | InBucket] = OrderedDict()
         self._diagnoses: OrderedDict[Signature, Diagnosis] = OrderedDict()
         self._planned: OrderedDict[Signature, Planned] = OrderedDict()
+        self._traced: OrderedDict[tuple[Signature, Hashable], Traced] = OrderedDict()
         self._buckets: OrderedDict[Signature, asyncio.Task[Bucket]] = OrderedDict()
         self._compiling: dict[Signature, asyncio.Task[Executable | InBucket]] = {}
         self._slow: dict[tuple[str, Hashable], float] = {}
@@ -185,9 +187,16 @@ class Programs:
 
     async def following(self, query: Query, choices: Choices) -> Traced:
         """A program traced by some choices of strategies, whatever is learned of it; compiles nothing."""
-        return await self._on(
-            self._checkers, "tracing", query.signature, lambda: self._engine.trace(query, choices)
-        )
+        key = query.signature, tuple(sorted(choices.items()))
+        traced = self._traced.get(key)
+        if traced is None:
+            work = partial(self._engine.trace, query, choices)
+            traced = await self._on(self._checkers, "tracing", query.signature, work)
+            self._traced[key] = traced
+            while len(self._traced) > PLANS:
+                self._traced.popitem(last=False)
+        self._traced.move_to_end(key)
+        return traced
 
     async def compiled(self, what: str, key: Hashable, compile_: Callable[[], T]) -> T:
         """What `compile_` makes of a program, on the threads that compile; `what` is the word for metrics."""
