@@ -145,8 +145,8 @@ def create_app(
         app.state.shelf = shelf
         saves = Saves(Path(settings.checkpoints), keep=settings.saves_kept) if settings.checkpoints else None
         app.state.saves = saves
-        parts = Parts(scheduler, engine.placement, CompiledLoops(compiled), saves)
-        app.state.runs = Runs(parts, compiled, settings.max_sessions)
+        parts = Parts(compiled, scheduler, engine.placement, CompiledLoops(compiled), saves)
+        app.state.runs = Runs(parts, settings.max_sessions)
         pieces = Pieces(compiled, settings.max_programs)
         app.state.sessions = Sessions(
             Device(pieces, scheduler, engine.placement, learned),
@@ -159,6 +159,7 @@ def create_app(
                 settings.session_wait_seconds,
             ),
             settings.limits,
+            app.state.runs,
         )
         app.state.sessions.start()
         metrics.ask("nablad_sessions", "Sessions in memory.", lambda: len(app.state.sessions.loaded()))

@@ -47,7 +47,7 @@ class Metrics:
         )
         self.compile = Histogram(
             "nablad_compile_seconds",
-            "Time to compile a program; kind is program, batch, bucket, variant, diagnosis or check.",
+            "Time to compile; kind is program, batch, bucket, variant, diagnosis, check, session or loop.",
             ["kind"],
             buckets=COMPILE_SECONDS,
             registry=registry,

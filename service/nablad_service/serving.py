@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from nablad.shared_memory import SUFFIX
 from nablad_service.app import create_app
@@ -40,8 +41,9 @@ def serve(settings: Settings) -> int:
             print(f"nablad serve: {error}", file=sys.stderr)
             return 1
         print(announced(listeners), flush=True)
+        app = create_app(settings, repository=repository, memory=memory)
         config = uvicorn.Config(
-            create_app(settings, repository=repository, memory=memory),
+            app,
             log_level="warning",
             http=protocol(settings),
             timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
@@ -51,12 +53,24 @@ def serve(settings: Settings) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             # uvicorn raises the signal that stopped it once more when it is done; a clean stop is no failure.
             signal.signal(number, lambda *_: None)
-        uvicorn.Server(config).run(sockets=listeners)
+        Server(config, app).run(sockets=listeners)
     # Work on the device cannot be interrupted, and Python would wait for its thread: the calls have had
     # their drain time, so leave.
     sys.stdout.flush()
     logging.shutdown()
     os._exit(0)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which has loops end before it waits for calls: a stream of events does not."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._app.state.runs.close()
+        await super().shutdown(sockets)
 
 
 def protocol(settings: Settings) -> Any:

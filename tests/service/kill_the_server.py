@@ -38,15 +38,15 @@ LONGEST = 0.08
 
 
 class Server:
-    """A forked `nablad serve`."""
+    """A forked `nablad serve` with these settings."""
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, **settings: str) -> None:
         reading, writing = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             os.dup2(writing, 1)
             try:
-                os._exit(serve(Settings(repository=str(repository), port=0)))
+                os._exit(serve(Settings(**settings, port=0)))
             finally:
                 os._exit(99)
         os.close(writing)
@@ -140,7 +140,7 @@ def main(rounds: int, seed: int, repository: Path) -> Counter[str]:
     moments, seen = random.Random(seed), Counter[str]()
     stream: Stream | None = None
     for turn in range(rounds + 1):
-        server = Server(repository)
+        server = Server(repository=str(repository))
         try:
             with nablad.Client(server.url, timeout=60) as client:
                 if stream is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,9 +25,9 @@ class Served:
 
 
 @contextmanager
-def served(*options: str) -> Iterator[Served]:
-    """A server for the length of a `with`."""
-    command = [sys.executable, "-m", "nablad", "serve", *options]
+def served(*options: str, before: Sequence[str] = ()) -> Iterator[Served]:
+    """A server for the length of a `with`; `before` is a command that begins the one that it is given."""
+    command = [*before, sys.executable, "-m", "nablad", "serve", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

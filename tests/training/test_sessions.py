@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import httpx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,17 +97,21 @@ def test_a_session_is_the_run_of_optax(trainer, optimiser, rule, every):
     close(session.get("params")["params"]["model"], in_process(start_of(trainer), rule, data, every))
 
 
-@pytest.mark.parametrize("every", [1, 2])
-def test_a_session_with_lbfgs_is_the_run_of_optax(trainer, every):
-    session = begun(trainer, models={"model": "net"}, optimiser={"name": "lbfgs"})
-    data = list(batches(every)) * 15
-    for index, (x, y) in enumerate(data):
-        told = session.call("gradient", loss=LOSS, inputs={"x": x, "y": y})
-        if (index + 1) % every == 0:
-            session.call("step")
-    expected = in_process(start_of(trainer), optax.lbfgs(), data, every)
-    assert told["value"] < 0.02
-    close(session.get("params")["params"]["model"], expected, rtol=2e-2, atol=2e-3)
+def test_a_session_with_lbfgs_is_the_run_of_optax_in_float64(trainer):
+    """Its line search computes the loss of both batches again."""
+    start = {name: leaf.astype(np.float64) for name, leaf in start_of(trainer).items()}
+    bound = {"model": {"name": "net", "params": start}}
+    session = begun(trainer, models=bound, optimiser={"name": "lbfgs"})
+    wide = [(x.astype(np.float64), y.astype(np.float64)) for x, y in batches(2)]
+    data = wide * (STEPS // 4)
+    for first in range(0, len(data), 2):
+        for x, y in data[first : first + 2]:
+            told = session.call("gradient", loss=LOSS, inputs={"x": x, "y": y})
+        session.call("step")
+    with jax.enable_x64(True):
+        expected = in_process(start, optax.lbfgs(), data, every=2)
+    assert told["value"] < 0.03
+    close(session.get("params")["params"]["model"], expected, rtol=1e-7, atol=1e-9)
 
 
 def test_the_weights_of_batches_count_in_the_mean(trainer):
@@ -158,12 +161,20 @@ def test_a_frozen_layer_stays_and_what_a_step_names_holds_for_it_alone(trainer):
 
 def test_inputs_are_trained_beside_models_and_terms_are_told(trainer):
     session = begun(
-        trainer, models={"model": "net"}, trained={"scale": 2.0}, optimiser={"name": "sgd", "learning_rate": 0.1}
+        trainer,
+        models={"model": "net"},
+        trained={"scale": 2.0},
+        optimiser={"name": "sgd", "learning_rate": 0.1},
     )
     ((x, y),) = batches(1)
     program = "fit = mean((scale * model(x) - y)**2)\nsize = scale**2\nfit + 0.5 * size"
     told = session.call(
-        "gradient", loss=program, inputs={"x": x, "y": y}, terms=["fit", "size"], term_gradients="norms", outputs=["size"]
+        "gradient",
+        loss=program,
+        inputs={"x": x, "y": y},
+        terms=["fit", "size"],
+        term_gradients="norms",
+        outputs=["size"],
     )
     assert told["terms"]["size"] == told["outputs"]["size"] == 4.0
     assert told["value"] == pytest.approx(told["terms"]["fit"] + 2.0, rel=1e-6)
@@ -196,13 +207,12 @@ def test_batch_statistics_are_kept_between_calls(trainer):
 
 
 def test_random_operators_draw_anew_in_each_call_unless_a_seed_is_given(trainer):
-    def values(seed, **members):
-        session = begun(trainer, models={"model": "net"}, optimiser=ADAM, seed=seed)
+    def values(of_session, **members):
+        session = begun(trainer, models={"model": "net"}, optimiser=ADAM, seed=of_session)
         ((x, _),) = batches(1)
-        program = "mean((model(x) * normal(model(x), 1, seed=0))**2)" if False else "mean(model(x + normal(x, 1, 0)[0]))"
-        return [
-            session.call("gradient", loss=program, inputs={"x": x}, **members)["value"] for _ in range(3)
-        ]
+        program = "mean(model(x + normal(x, 1, 0)[0]))"
+        told = [session.call("gradient", loss=program, inputs={"x": x}, **members) for _ in range(3)]
+        return [one["value"] for one in told]
 
     first = values(1)
     assert len(set(first)) == 3
@@ -223,8 +233,6 @@ def test_the_same_program_in_two_sessions_is_compiled_once(trainer):
 
 def test_inputs_come_by_handle(trainer):
     ((x, y),) = batches(1)
-    handle = trainer.put("/v1/values", json={"value": x.tolist()})
-    assert handle.status_code in (200, 422)
     session = begun(trainer, models={"model": "net"}, optimiser=ADAM)
     value = session.call("gradient", loss=LOSS, inputs={"x": x, "y": y})["value"]
     body = {"dtype": "float32", "data": x.tolist()}
@@ -236,8 +244,5 @@ def test_inputs_come_by_handle(trainer):
 def test_a_loss_that_is_not_finite_is_told_in_every_format(trainer):
     session = begun(trainer, trained={"a": 0.0}, optimiser=ADAM)
     assert np.isnan(session.call("gradient", loss="0 * log(a)")["value"])
-    answer = trainer.post(
-        f"/v1/sessions/{session.name}/gradient", json={"sequence": 2, "loss": "log(a)"}
-    )
+    answer = trainer.post(f"/v1/sessions/{session.name}/gradient", json={"sequence": 2, "loss": "log(a)"})
     assert answer.json()["value"] == "-Infinity"
-    assert isinstance(answer, httpx.Response)

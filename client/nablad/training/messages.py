@@ -223,6 +223,9 @@ class TrainRequest(Trained, Computation):
         default_factory=dict, description="Inputs that are drawn on the server, by name."
     )
     resample_every: int | None = Field(None, gt=0, description="Steps; by default points are drawn once.")
+    accumulate: int = Field(
+        1, gt=0, description="Draws of the samplers for each step, which takes the mean of their gradients."
+    )
     balance: Balance | None = Field(None, description="In place of fixed weights of `terms`.")
     stop: Stop | None = None
     report_every: int = Field(100, gt=0)

@@ -40,6 +40,11 @@ MESSAGES = (
     WarmRequest,
     ValueRequest,
     PinRequest,
+    SessionRequest,
+    SessionGradient,
+    SessionStep,
+    SessionSave,
+    SessionLoad,
     TrainRequest,
 )
 REF = "#/components/schemas/{model}"

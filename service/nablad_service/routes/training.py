@@ -72,7 +72,7 @@ async def stop(request: Request, name: str) -> Response:
 
 @router.get("/{name}/params", summary="What a run has trained")
 async def params(request: Request, name: str) -> Response:
-    """Parameters and state by model, and trained inputs, as they are now; of a run that diverged the last good."""
+    """Parameters and state by model, and trained inputs: as they are now, or the last that were good."""
     media, encoding = answer_format(request)
     found: dict[str, Any] = await _runs(request).trained(_tenant(request), name)
     step = found.pop("step")

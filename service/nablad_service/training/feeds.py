@@ -24,6 +24,8 @@ class Picked(NamedTuple):
     inputs: tuple[str, ...]
     every: int | None
     """Steps that a draw lasts; None for all."""
+    together: int
+    """Draws for one step, whose gradients are accumulated."""
     by_row: bool
     """Whether the block holds rows of `data`, or what is drawn itself."""
 
@@ -45,7 +47,7 @@ class Feed:
     sampler: Sampler
     picked: Picked
     draws: int
-    """In a block."""
+    """In a block; each of several together, where gradients are accumulated."""
     dtypes: Mapping[str, DTypeLike]
 
     @property
@@ -60,7 +62,7 @@ class Feed:
     def block(self, origin: int) -> Block:
         """The block whose first step is `origin`."""
         first = 0 if self.picked.every is None else origin // self.picked.every
-        numbers = range(first, first + self.draws)
+        numbers = range(first * self.picked.together, (first + self.draws) * self.picked.together)
         at = np.int32(origin)
         if isinstance(self.sampler, Examples):
             return Block(at, np.stack([self.sampler.rows(number) for number in numbers]), self._data())
@@ -80,28 +82,41 @@ class Feed:
 
 
 def feeds_of(
-    samplers: Sequence[Sampler], resample_every: int | None, dtypes: Mapping[str, DTypeLike]
+    samplers: Sequence[Sampler],
+    resample_every: int | None,
+    dtypes: Mapping[str, DTypeLike],
+    *,
+    together: int = 1,
 ) -> dict[str, Feed]:
-    """The feeds of a loop, by the samplers' names; points are drawn once, or every so many steps."""
+    """The feeds of a loop, by the samplers' names.
+
+    Args:
+        samplers: what draws.
+        resample_every: steps after which new points are drawn; None for never.
+        dtypes: of the inputs that are drawn.
+        together: draws for one step.
+    """
     found = {}
     for sampler in samplers:
         if isinstance(sampler, Points):
             size = sampler.box.n * len(sampler.box.low) * 8
-            picked = Picked(sampler.inputs, resample_every, by_row=False)
+            picked = Picked(sampler.inputs, resample_every, together, by_row=False)
         else:
             size = sampler.n * 4
-            picked = Picked(sampler.inputs, 1, by_row=True)
-        draws = 1 if picked.every is None else max(1, min(MOST_DRAWS, LARGEST_BLOCK // size))
+            picked = Picked(sampler.inputs, 1, together, by_row=True)
+        draws = 1 if picked.every is None else max(1, min(MOST_DRAWS, LARGEST_BLOCK // (size * together)))
         found[sampler.name] = Feed(sampler, picked, draws, {name: dtypes[name] for name in sampler.inputs})
     return found
 
 
-def inputs_at(step: Any, picked: Mapping[str, Picked], blocks: Mapping[str, Block]) -> dict[str, Any]:
-    """The drawn inputs of a step. Can be traced."""
+def inputs_at(
+    step: Any, turn: Any, picked: Mapping[str, Picked], blocks: Mapping[str, Block]
+) -> dict[str, Any]:
+    """The drawn inputs of a step, of the `turn`th of its draws. Can be traced."""
     found: dict[str, Any] = {}
     for name, one in picked.items():
         block = blocks[name]
-        at = 0 if one.every is None else (step - block.origin) // one.every
+        at = turn + (0 if one.every is None else (step - block.origin) // one.every * one.together)
         if one.by_row:
             rows = block.draws[at]
             found |= {input_: block.data[input_][rows] for input_ in one.inputs}

@@ -70,6 +70,8 @@ class Loop:
     gradient: Gradient
     rule: Rule
     picked: Mapping[str, Picked]
+    together: int
+    """Draws of the samplers in one step, which takes the mean of what the program finds with each."""
 
     def advance(self, state: LoopState, given: Given, first: Any, count: Any) -> tuple[LoopState, Records]:
         """`count` steps, at most `MOST_STEPS`, of which the first has the number `first`. Can be traced."""
@@ -85,17 +87,39 @@ class Loop:
         return jax.lax.fori_loop(0, count, body, (state, records))
 
     def look(self, state: LoopState, given: Given, step: Any) -> Found:
-        """What the gradient's program finds at a step, changing nothing. Can be traced."""
-        return self.gradient(state.params, self._around(state, given, step))
+        """What the gradient's program finds at a step, in the mean of its draws. Can be traced."""
+        found = self._once(state, given, step, 0)
+        if self.together == 1:
+            return found
 
-    def _around(self, state: LoopState, given: Given, step: Any) -> Around:
-        seed = jax.random.bits(jax.random.fold_in(jax.random.key(given.seed), step), (), "uint32")
-        inputs = {**given.inputs, **inputs_at(step, self.picked, given.blocks)}
+        def add(turn: Any, found: Found) -> Found:
+            one = self._once(state._replace(models=found.state), given, step, turn)
+            summed = jax.tree.map(jnp.add, _means(found), _means(one))
+            return one._replace(**summed, finite=found.finite & one.finite)
+
+        total = jax.lax.fori_loop(1, self.together, add, found)
+        return total._replace(**jax.tree.map(lambda one: one / self.together, _means(total)))
+
+    def _once(self, state: LoopState, given: Given, step: Any, turn: Any) -> Found:
+        return self.gradient(state.params, self._around(state, given, step, turn))
+
+    def _around(self, state: LoopState, given: Given, step: Any, turn: Any) -> Around:
+        inputs = {**given.inputs, **inputs_at(step, turn, self.picked, given.blocks)}
+        seed = seed_at(given.seed, step * self.together + turn)
         return Around(inputs, state.models, seed, given.weights)
 
+    def _loss(self, state: LoopState, given: Given, step: Any) -> Callable[[Arrays], Any]:
+        """The loss of a step, for a line search: the mean over its draws, at the models' state before it."""
+
+        def loss(params: Arrays) -> Any:
+            turns = range(self.together)
+            each = [self.gradient.loss(self._around(state, given, step, turn))(params) for turn in turns]
+            return sum(each) / self.together
+
+        return loss
+
     def _step(self, state: LoopState, given: Given, step: Any) -> tuple[LoopState, Records]:
-        around = self._around(state, given, step)
-        found = self.gradient(state.params, around)
+        found = self.look(state, given, step)
         updated = self.rule.update(
             found.gradients,
             state.optimiser,
@@ -103,7 +127,7 @@ class Loop:
             given.values,
             step=step - given.begin,
             value=found.value,
-            value_fn=self.gradient.loss(around) if self.rule.needs_loss else None,
+            value_fn=self._loss(state, given, step) if self.rule.needs_loss else None,
         )
         rate = updated.learning_rate
         record = Records(
@@ -114,6 +138,16 @@ class Loop:
             found.finite,
         )
         return LoopState(updated.params, found.state, updated.state), record
+
+
+def _means(found: Found) -> dict[str, Any]:
+    """What of an evaluation has a mean over several."""
+    return {name: getattr(found, name) for name in ("value", "terms", "gradients", "term_norms")}
+
+
+def seed_at(seed: Any, number: Any) -> Any:
+    """The seed of random operators in one evaluation of the program, by its number; uint32."""
+    return jax.random.bits(jax.random.fold_in(jax.random.key(seed), number), (), "uint32")
 
 
 @dataclass(frozen=True, eq=False)

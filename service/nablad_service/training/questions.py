@@ -35,6 +35,9 @@ def loop_query(request: TrainRequest, lookups: Lookups) -> tuple[Query, list[Sam
         if len(terms) < 2:
             raise Refusal("invalid_request", "balance needs two terms at least: name them in 'terms'")
         terms = terms if isinstance(terms, dict) else dict.fromkeys(terms, 1.0)
+    if request.accumulate > 1 and not samplers:
+        detail = "accumulate takes the mean over several draws, but there are no samplers; leave it out"
+        raise Refusal("invalid_request", detail)
     asked = GradientRequest(
         loss=request.loss,
         models=request.models,

@@ -12,10 +12,11 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from nablad.messages import Binding
+from nablad.messages import Binding, NonFinite
 from nablad.problems import Problem, Refusal
 from nablad.training.messages import Ended, Report, RunStanding, Stop, TrainRequest
 from nablad_service.engine.placement import Placement
+from nablad_service.programs import Programs
 from nablad_service.scheduler import Finished, Scheduler
 from nablad_service.training.balance import balanced
 from nablad_service.training.events import Events
@@ -40,6 +41,7 @@ AGAIN = 0.05
 class Parts:
     """What a server's runs share."""
 
+    programs: Programs
     scheduler: Scheduler
     placement: Placement
     loops: CompiledLoops
@@ -300,12 +302,13 @@ class Run:
     # -- its ends
 
     async def _diverge(self, step: int, records: Records, index: int) -> tuple[Ending, str]:
-        """Go back to the last state whose loss is finite; `step` is that of steps before the bad one."""
-        wrong = [name for name, entries in records.terms.items() if not math.isfinite(float(entries[index]))]
+        """Go back to the last state whose loss is finite; the step that fails has number `step`, from 0."""
+        found = await self._diagnosed(step)
         good = max(step - 1, 0)
         call = next((one for one in reversed(self._calls) if one.first <= good), self._calls[-1])
         self._state = await self._on_device(lambda: call.to(good))
         self.step, self._entered, self._bad_step = good, call.stage.number, step + 1
+        wrong = [name for name, entries in records.terms.items() if not math.isfinite(float(entries[index]))]
         if math.isfinite(float(records.value[index])):
             what = "the gradient of the loss"
         elif wrong:
@@ -314,11 +317,25 @@ class Run:
             what = "the loss"
         detail = f"{what} is not finite in step {step + 1}"
         if not step:
-            return "diverged", f"{detail}, at the start values; look at these and at the data"
-        return (
-            "diverged",
-            f"{detail}; what step {good} left is kept: try a smaller learning rate or clip_norm",
-        )
+            detail += ", at the start values"
+        if found is not None:
+            detail += f": {found}"
+        if good:
+            detail += (
+                f"; what {good} steps gave is kept: try a smaller learning rate from there, or clip_norm"
+            )
+        return "diverged", detail
+
+    async def _diagnosed(self, step: int) -> NonFinite | None:
+        """Where in the program it begins; None where that cannot be found."""
+        call, parts = self._calls[-1], self._parts
+        try:
+            query = await self._on_device(lambda: call.stage.asked_at(call.to(step), call.given, step))
+            diagnosis = await parts.programs.diagnosis(query)
+            return NonFinite.model_validate(await self._on_device(lambda: diagnosis.run(query)))
+        except Exception:
+            log.exception("where the run '%s' diverges could not be found", self.name)
+            return None
 
     def _end(self, kind: Ending, reason: str) -> None:
         self._close(kind, reason)

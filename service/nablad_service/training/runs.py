@@ -10,7 +10,6 @@ from typing import Any
 from nablad.problems import Refusal
 from nablad.training.messages import RunStanding, TrainRequest
 from nablad_service.language.places import nearest
-from nablad_service.programs import Programs
 from nablad_service.recalling import Lookups
 from nablad_service.training.labels import parameter_of
 from nablad_service.training.questions import loop_query
@@ -28,11 +27,11 @@ class Runs:
     Lives on one event loop.
     """
 
-    def __init__(self, parts: Parts, programs: Programs, limit: int, *, patience: float = PATIENCE) -> None:
+    def __init__(self, parts: Parts, limit: int, *, patience: float = PATIENCE) -> None:
         self._parts = parts
-        self._programs = programs
         self._limit = limit
-        self._patience = patience
+        self.patience = patience
+        self._closed = False
         self._runs: dict[tuple[str, str], Run] = {}
         self._stopping: set[asyncio.Task[Any]] = set()
 
@@ -54,7 +53,7 @@ class Runs:
             saved = await asyncio.to_thread(saves.read, tenant, name)
         query, samplers = await asyncio.to_thread(loop_query, request, lookups)
         chosen = _choices(saved[1]) if saved is not None else {}
-        stages = await stages_of(request, query, samplers, self._programs, chosen)
+        stages = await stages_of(request, query, samplers, self._parts.programs, chosen)
         self._check_free(tenant, name, request)
         self._make_room()
         run = Run(name, tenant, request, stages, self._parts, deserted=self._deserted, saved=saved)
@@ -72,6 +71,11 @@ class Runs:
         if run is None:
             raise self._unknown(tenant, name)
         return run
+
+    def under_way(self, tenant: str, name: str) -> bool:
+        """Whether a run of that name is not at its end."""
+        run = self._runs.get((tenant, name))
+        return run is not None and run.status == "running"
 
     def standing(self, tenant: str, name: str) -> RunStanding:
         """Where a run stands, also one of which only saves are there.
@@ -130,7 +134,8 @@ class Runs:
             await asyncio.to_thread(self._parts.saves.remove, tenant, name)
 
     async def close(self) -> None:
-        """Save and stop all."""
+        """Save and stop all, and begin no other."""
+        self._closed = True
         running = [run for run in self._runs.values() if run.status == "running"]
         await asyncio.gather(*(run.stop("the server stops") for run in running))
 
@@ -145,7 +150,7 @@ class Runs:
                 self._stopping.add(stopping)
                 stopping.add_done_callback(self._stopping.discard)
 
-        asyncio.get_running_loop().call_later(self._patience, look)
+        asyncio.get_running_loop().call_later(self.patience, look)
 
     def _check_free(self, tenant: str, name: str, request: TrainRequest) -> None:
         run = self._runs.get((tenant, name))
@@ -161,6 +166,8 @@ class Runs:
 
     def _make_room(self) -> None:
         """Forget the run that ended first, where there are too many."""
+        if self._closed:
+            raise Refusal("stopping", "the server stops; ask again", extra={"retry_after": 1})
         ended = [key for key, run in self._runs.items() if run.status != "running"]
         while len(self._runs) >= self._limit and ended:
             del self._runs[ended.pop(0)]

@@ -35,6 +35,7 @@ from nablad_service.recalling import Lookups
 from nablad_service.training.labels import parameter_label
 from nablad_service.training.optimisers import rule_of, values_of
 from nablad_service.training.restoring import (
+    About,
     about_of,
     arrays_of,
     progress_of,
@@ -42,6 +43,7 @@ from nablad_service.training.restoring import (
     specs_of,
     standing_of,
 )
+from nablad_service.training.runs import Runs
 from nablad_service.training.saves import Saves
 from nablad_service.training.session import Device, Progress, Session, Timed
 from nablad_service.training.session_questions import session_query, start_of
@@ -86,13 +88,20 @@ class Sessions:
     """Lives on one event loop. Without `saves` a session ends with the server, and when it is idle."""
 
     def __init__(
-        self, device: Device, hosted: ModelStore, saves: Saves | None, limits: SessionLimits, programs: Limits
+        self,
+        device: Device,
+        hosted: ModelStore,
+        saves: Saves | None,
+        limits: SessionLimits,
+        programs: Limits,
+        runs: Runs,
     ) -> None:
         self._device = device
         self._hosted = hosted
         self._saves = saves
         self._limits = limits
         self._programs = programs
+        self._runs = runs
         self._sessions: dict[tuple[str, str], Session] = {}
         self._coming: dict[tuple[str, str], asyncio.Task[Session]] = {}
         self._watch: asyncio.Task[None] | None = None
@@ -169,8 +178,9 @@ class Sessions:
         """Where the sessions of a tenant stand, those of which only saves are there among them."""
         here = {name for owner, name in self._sessions if owner == tenant}
         kept = set(self._saves.names(tenant)) if self._saves is not None else set()
+        runs = {one.name for one in self._runs.all(tenant)}
         found = []
-        for name in sorted(here | kept):
+        for name in sorted(here | (kept - runs)):
             with suppress(Refusal):  # a damaged save, or one that goes just now
                 found.append(self.standing(tenant, name))
         return found
@@ -187,9 +197,9 @@ class Sessions:
         saves = self._saves
         if saves is None or name not in saves.names(tenant):
             raise self._unknown(tenant, name)
-        about = saves.about(tenant, name)
-        generation = max(about.get("generation", 0), saves.generation(tenant, name)) + 1
-        return standing_of(about, generation, saves.steps(tenant, name), saves.written(tenant, name))
+        about = About.read(saves.about(tenant, name), name)
+        generation = max(about.generation, saves.generation(tenant, name)) + 1
+        return standing_of(name, about, generation, saves.steps(tenant, name), saves.written(tenant, name))
 
     async def delete(self, tenant: str, name: str) -> None:
         """Forget a session and its saves.
@@ -254,7 +264,9 @@ class Sessions:
         async def work() -> None:
             saves = self._needed_saves()
             saved, about = await asyncio.to_thread(saves.read, session.tenant, session.name, request.step)
-            session.progress = await progress_of(session, saved, about, self._programs)
+            session.progress = await progress_of(
+                session, saved, About.read(about, session.name), self._programs
+            )
 
         await self._call(session, "load", request, body, work)
         return self._standing(session)
@@ -340,6 +352,9 @@ class Sessions:
             return session
         if self._saves is None or name not in self._saves.names(tenant):
             raise self._unknown(tenant, name)
+        if self._runs.under_way(tenant, name):
+            detail = f"'{name}' is a run that is under way; stop it, and a session can go on from its save"
+            raise Refusal("session_exists", detail)
         coming = self._coming.get((tenant, name))
         if coming is None:
             coming = self._coming[tenant, name] = asyncio.create_task(
@@ -349,7 +364,8 @@ class Sessions:
         return await asyncio.shield(coming)
 
     async def _restore(self, saves: Saves, tenant: str, name: str) -> Session:
-        saved, about = await asyncio.to_thread(saves.read, tenant, name)
+        saved, document = await asyncio.to_thread(saves.read, tenant, name)
+        about = About.read(document, name)
         session = await restored(
             saved,
             about,
@@ -362,7 +378,7 @@ class Sessions:
         )
         await self._make_room(session)
         # Before anybody is told of it: the next restart must give another one.
-        least = about.get("generation", 0) + 1
+        least = about.generation + 1
         session.generation = await asyncio.to_thread(saves.begin_generation, tenant, name, least)
         self._sessions[tenant, name] = session
         return session
@@ -376,7 +392,7 @@ class Sessions:
         saves = self._needed_saves()
         saved, about = await asyncio.to_thread(saves.read, session.tenant, session.name)
         await self._make_room(session)
-        session.progress = await progress_of(session, saved, about, self._programs)
+        session.progress = await progress_of(session, saved, About.read(about, session.name), self._programs)
 
     async def _unload(self, session: Session) -> None:
         """Take an idle session out of memory: saved, or for good."""

@@ -17,10 +17,18 @@ from nablad.training.messages import Optimiser, Phase, TrainRequest
 from nablad_service.engine.placement import Placement
 from nablad_service.programs import Programs
 from nablad_service.query import Query, arguments
-from nablad_service.training.feeds import Block, Feed, feeds_of
+from nablad_service.training.feeds import Block, Feed, feeds_of, inputs_at
 from nablad_service.training.gradients import gradient_of
 from nablad_service.training.labels import parameter_of
-from nablad_service.training.loop import CompiledLoop, Given, Loop, LoopState, compile_look, compile_loop
+from nablad_service.training.loop import (
+    CompiledLoop,
+    Given,
+    Loop,
+    LoopState,
+    compile_look,
+    compile_loop,
+    seed_at,
+)
 from nablad_service.training.optimisers import StepValues, rule_of, values_of
 from nablad_service.training.questions import in_dtype
 from nablad_service.training.samplers import Sampler
@@ -63,7 +71,8 @@ class Stage:
         ]
         balanced = self.look is not None
         choices = tuple(sorted(self.choices.items()))
-        return (self.query.signature, choices, self.loop.rule, tuple(blocks), balanced)
+        loop = self.loop
+        return (self.query.signature, choices, loop.rule, tuple(blocks), loop.together, balanced)
 
     def given(self, inputs: Any, blocks: Mapping[str, Block], weights: Mapping[str, float]) -> Given:
         """The arguments of a call beside the state."""
@@ -91,6 +100,29 @@ class Stage:
         params = {label: _leaf(placed, label) for label in self.loop.gradient.labels}
         models = {name: dict(leaves) for name, leaves in placed["state"].items()}
         return inputs, LoopState(params, models, None)
+
+    def asked_at(self, state: LoopState, given: Given, step: int) -> Query:
+        """What the program of a step is asked, as a query of its own."""
+        drawn = inputs_at(step, 0, self.loop.picked, given.blocks)
+        params = {name: dict(leaves) for name, leaves in self.query.params.items()}
+        inputs = {**self.query.inputs, **drawn}
+        for label, array in state.params.items():
+            parameter = parameter_of(label)
+            if parameter is None:
+                inputs[label] = np.asarray(array)
+            else:
+                params[parameter[0]][parameter[1]] = np.asarray(array)
+        return replace(
+            self.query,
+            inputs=inputs,
+            params=params,
+            state={
+                name: {leaf: np.asarray(state.models[name][leaf]) for leaf in leaves}
+                for name, leaves in self.query.state.items()
+            },
+            weights={name: float(weight) for name, weight in given.weights.items()},
+            seed=int(seed_at(given.seed, np.int32(step * self.loop.together))),
+        )
 
     def like(self) -> TrainingState:
         """The specs of what a save of this stage holds."""
@@ -178,8 +210,9 @@ async def stages_of(
         rule = rule_of(phase.optimiser, params)
         values = values_of(phase.optimiser, rule, gradient.labels)
         dtypes = {name: query.inputs[name].dtype for one in samplers for name in one.inputs}  # type: ignore[union-attr] # what is drawn is no tree
-        feeds = feeds_of(samplers, request.resample_every, dtypes)
-        loop = Loop(gradient, rule, {name: feed.picked for name, feed in feeds.items()})
+        together = request.accumulate
+        feeds = feeds_of(samplers, request.resample_every, dtypes, together=together)
+        loop = Loop(gradient, rule, {name: feed.picked for name, feed in feeds.items()}, together)
         look = None
         if request.balance is not None:
             normed = replace(query, signature=replace(query.signature, term_gradients="norms"))
