@@ -20,10 +20,10 @@ from nablad_service.programs import Programs
 from nablad_service.scheduler import Finished, Scheduler
 from nablad_service.training.balance import balanced
 from nablad_service.training.events import Events
-from nablad_service.training.feeds import Block
+from nablad_service.training.feeds import Block, Feed
 from nablad_service.training.loop import MOST_STEPS, CompiledLoop, Given, LoopState, Records
 from nablad_service.training.saves import Saves
-from nablad_service.training.stages import CompiledLoops, Stage, entered, whole
+from nablad_service.training.stages import CompiledLoops, Stage, entered, placed, whole
 from nablad_service.training.state import on_device, on_host
 
 T = TypeVar("T")
@@ -107,7 +107,9 @@ class Run:
         self._entered: int | None = None
         self._state: LoopState | None = None
         self._inputs: Any = None
+        self._data: Any = None
         self._blocks: dict[str, Block] = {}
+        self._coming: dict[str, tuple[int, asyncio.Task[Block]]] = {}
         self._calls: list[Call] = []
         self._pace = 0.0
         self._saved_step: int | None = None
@@ -172,7 +174,8 @@ class Run:
             self._fail(Refusal("internal", detail))
         finally:
             self._calls.clear()
-            self._blocks.clear()
+            self._forget_blocks()
+            self._inputs = self._data = None
 
     async def _work(self) -> tuple[Ending, str]:
         """Do what is left; how that ends, and why."""
@@ -197,16 +200,16 @@ class Run:
     async def _enter(self, stage: Stage, compiled: CompiledLoop) -> None:
         """Have the state on the device as the stage takes it."""
 
-        def work() -> tuple[Any, LoopState]:
+        def work() -> tuple[Any, Any, LoopState]:
             inputs, fresh = stage.start(self._parts.placement)
             if self._entered == stage.number:
                 assert self._state is not None
-                return inputs, self._state
-            return inputs, entered(self._state or fresh, stage, compiled)
+                return inputs, stage.data(), self._state
+            return inputs, stage.data(), entered(self._state or fresh, stage, compiled)
 
-        self._inputs, self._state = await self._on_device(work)
+        self._inputs, self._data, self._state = await self._on_device(work)
         self._entered = stage.number
-        self._blocks.clear()
+        self._forget_blocks()
         self._pace = 0.0
 
     async def _advance(self, stage: Stage, compiled: CompiledLoop) -> tuple[Ending, str] | None:
@@ -296,8 +299,25 @@ class Run:
             origin = feed.origin(self.step)
             block = self._blocks.get(name)
             if block is None or int(block.origin) != origin:
-                self._blocks[name] = await asyncio.to_thread(feed.block, origin)
-        return stage.given(self._inputs, dict(self._blocks), self._weights)
+                self._blocks[name] = await self._block(name, feed, origin)
+        return stage.given(self._inputs, self._data, dict(self._blocks), self._weights)
+
+    async def _block(self, name: str, feed: Feed, origin: int) -> Block:
+        """A block on the device; the one behind it is drawn while this one is used."""
+        ready, drawing = self._coming.pop(name, (None, None))
+        if drawing is None or ready != origin:
+            drawing = asyncio.create_task(asyncio.to_thread(feed.block, origin))
+        drawn = await drawing
+        if feed.steps is not None:
+            behind = origin + feed.steps
+            self._coming[name] = behind, asyncio.create_task(asyncio.to_thread(feed.block, behind))
+        return await self._on_device(lambda: placed(drawn))
+
+    def _forget_blocks(self) -> None:
+        self._blocks.clear()
+        for _, drawing in self._coming.values():
+            drawing.cancel()
+        self._coming.clear()
 
     # -- its ends
 
