@@ -103,7 +103,7 @@ def test_a_feed_gives_each_step_its_draw_wherever_its_blocks_begin(every: int | 
         np.testing.assert_array_equal(block.draws["x"][at], x.sampler.draw(number)["x"])
         rows = y.block(y.origin(step))
         np.testing.assert_array_equal(
-            rows.data["y"][rows.draws[step - int(rows.origin)]], y.sampler.draw(step)["y"]
+            y.data()["y"][rows.draws[step - int(rows.origin)]], y.sampler.draw(step)["y"]
         )
 
 
@@ -158,7 +158,7 @@ def test_data_without_a_dtype_take_that_of_the_program() -> None:
     assert isinstance(sampler, Examples)
     assert isinstance(sampler.data["x"], Undeclared)
     feed = feeds_of([sampler], None, {"x": "float32"})["b"]
-    assert feed.block(0).data["x"].dtype == "float32"
+    assert feed.data()["x"].dtype == "float32"
 
 
 def test_points_are_float64_until_a_program_takes_them() -> None:

@@ -36,8 +36,6 @@ class Block(NamedTuple):
     origin: np.int32
     draws: Any
     """By input, one draw after the other; or the rows of the examples."""
-    data: Mapping[str, NDArray[Any]]
-    """All examples by input, where there are rows."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +63,18 @@ class Feed:
         numbers = range(first * self.picked.together, (first + self.draws) * self.picked.together)
         at = np.int32(origin)
         if isinstance(self.sampler, Examples):
-            return Block(at, np.stack([self.sampler.rows(number) for number in numbers]), self._data())
+            return Block(at, np.stack([self.sampler.rows(number) for number in numbers]))
         drawn = [self.sampler.draw(number) for number in numbers]
         stacked = {
             name: np.stack([one[name] for one in drawn]).astype(self.dtypes[name])
             for name in self.picked.inputs
         }
-        return Block(at, stacked, {})
+        return Block(at, stacked)
 
-    def _data(self) -> dict[str, NDArray[Any]]:
-        assert isinstance(self.sampler, Examples)
+    def data(self) -> dict[str, NDArray[Any]]:
+        """All examples by input, where the blocks hold rows."""
+        if not isinstance(self.sampler, Examples):
+            return {}
         return {
             name: np.asarray(array.array if isinstance(array, Undeclared) else array, self.dtypes[name])
             for name, array in self.sampler.data.items()
@@ -110,16 +110,28 @@ def feeds_of(
 
 
 def inputs_at(
-    step: Any, turn: Any, picked: Mapping[str, Picked], blocks: Mapping[str, Block]
+    step: Any,
+    turn: Any,
+    picked: Mapping[str, Picked],
+    blocks: Mapping[str, Block],
+    data: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The drawn inputs of a step, of the `turn`th of its draws. Can be traced."""
+    """The drawn inputs of a step, of the `turn`th of its draws. Can be traced.
+
+    Args:
+        step: its number.
+        turn: counts the draws of the step.
+        picked: how, by sampler.
+        blocks: those that the step belongs to, by sampler.
+        data: all examples by sampler and input.
+    """
     found: dict[str, Any] = {}
     for name, one in picked.items():
         block = blocks[name]
         at = turn + (0 if one.every is None else (step - block.origin) // one.every * one.together)
         if one.by_row:
             rows = block.draws[at]
-            found |= {input_: block.data[input_][rows] for input_ in one.inputs}
+            found |= {input_: data[name][input_][rows] for input_ in one.inputs}
         else:
             found |= {input_: block.draws[input_][at] for input_ in one.inputs}
     return found

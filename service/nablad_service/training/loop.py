@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nablad_service.engine.executable import failures_told
+from nablad_service.engine.values import on_host
 from nablad_service.training.feeds import Block, Picked, inputs_at
 from nablad_service.training.gradients import Around, Found, Gradient, norms_of
 from nablad_service.training.labels import entry_of
@@ -40,6 +42,9 @@ class Given(NamedTuple):
     inputs: Mapping[str, Any]
     """Arrays and trees by name."""
     blocks: Mapping[str, Block]
+    """Of samplers, by name."""
+    data: Mapping[str, Mapping[str, Any]]
+    """All examples, by sampler and input."""
     weights: Mapping[str, Any]
     """Of terms; empty where the loss is the last expression."""
     values: StepValues
@@ -104,7 +109,7 @@ class Loop:
         return self.gradient(state.params, self._around(state, given, step, turn))
 
     def _around(self, state: LoopState, given: Given, step: Any, turn: Any) -> Around:
-        inputs = {**given.inputs, **inputs_at(step, turn, self.picked, given.blocks)}
+        inputs = {**given.inputs, **inputs_at(step, turn, self.picked, given.blocks, given.data)}
         seed = seed_at(given.seed, step * self.together + turn)
         return Around(inputs, state.models, seed, given.weights)
 
@@ -162,13 +167,15 @@ class CompiledLoop:
 
     def run(self, state: LoopState, given: Given, first: int, count: int) -> tuple[LoopState, Records]:
         """`count` steps; the records of these, on the host."""
-        state, records = self.advance(state, given, np.int32(first), np.int32(count))
-        return state, jax.tree.map(lambda entries: np.asarray(entries)[:count], records)
+        with failures_told():
+            state, records = self.advance(state, given, np.int32(first), np.int32(count))
+            return state, jax.tree.map(lambda entries: entries[:count], on_host(records))
 
     def term_norms(self, state: LoopState, given: Given, step: int) -> dict[str, dict[str, float]]:
         """The norm of each term's gradient by entry of `wrt`, at a step that is not done yet."""
         assert self.look is not None
-        return jax.tree.map(float, self.look(state, given, np.int32(step)))
+        with failures_told():
+            return jax.tree.map(float, on_host(self.look(state, given, np.int32(step))))
 
 
 def compile_loop(loop: Loop, state: LoopState, given: Given) -> CompiledLoop:

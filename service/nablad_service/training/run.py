@@ -14,17 +14,18 @@ import numpy as np
 
 from nablad.messages import Binding, NonFinite
 from nablad.problems import Problem, Refusal
-from nablad.training.messages import Ended, Report, RunStanding, Stop, TrainRequest
+from nablad.training.messages import Ended, Report, RunStanding, TrainRequest
 from nablad_service.engine.placement import Placement
 from nablad_service.programs import Programs
 from nablad_service.scheduler import Finished, Scheduler
 from nablad_service.training.balance import balanced
 from nablad_service.training.events import Events
-from nablad_service.training.feeds import Block
 from nablad_service.training.loop import MOST_STEPS, CompiledLoop, Given, LoopState, Records
+from nablad_service.training.progress import Progress, first_of
 from nablad_service.training.saves import Saves
 from nablad_service.training.stages import CompiledLoops, Stage, entered, whole
 from nablad_service.training.state import on_device, on_host
+from nablad_service.training.supply import Supply
 
 T = TypeVar("T")
 Ending: TypeAlias = Literal["done", "stopped", "diverged", "failed"]
@@ -101,13 +102,13 @@ class Run:
         self._stages = stages
         self._parts = parts
         self._weights = dict(stages[0].query.weights)
-        self._best, self._best_step = math.inf, 0
-        self._value: float | None = None
+        self._progress = Progress(request, stages[-1].end)
         self._seconds, self._since = 0.0, time.monotonic()
         self._entered: int | None = None
         self._state: LoopState | None = None
         self._inputs: Any = None
-        self._blocks: dict[str, Block] = {}
+        self._data: Any = None
+        self._supply: Supply | None = None
         self._calls: list[Call] = []
         self._pace = 0.0
         self._saved_step: int | None = None
@@ -140,7 +141,7 @@ class Run:
             status=self.status,
             step=self.step,
             steps=self._stages[-1].end,
-            value=self._value,
+            value=self._progress.value,
             saved=saves.steps(self.tenant, self.name) if saves is not None else [],
             reason=self.ended.reason if self.ended is not None else None,
         )
@@ -172,7 +173,7 @@ class Run:
             self._fail(Refusal("internal", detail))
         finally:
             self._calls.clear()
-            self._blocks.clear()
+            self._supply = self._inputs = self._data = None
 
     async def _work(self) -> tuple[Ending, str]:
         """Do what is left; how that ends, and why."""
@@ -197,16 +198,16 @@ class Run:
     async def _enter(self, stage: Stage, compiled: CompiledLoop) -> None:
         """Have the state on the device as the stage takes it."""
 
-        def work() -> tuple[Any, LoopState]:
+        def work() -> tuple[Any, Any, LoopState]:
             inputs, fresh = stage.start(self._parts.placement)
             if self._entered == stage.number:
                 assert self._state is not None
-                return inputs, self._state
-            return inputs, entered(self._state or fresh, stage, compiled)
+                return inputs, stage.data(), self._state
+            return inputs, stage.data(), entered(self._state or fresh, stage, compiled)
 
-        self._inputs, self._state = await self._on_device(work)
+        self._inputs, self._data, self._state = await self._on_device(work)
         self._entered = stage.number
-        self._blocks.clear()
+        self._supply = Supply(stage.feeds, self._on_device)
         self._pace = 0.0
 
     async def _advance(self, stage: Stage, compiled: CompiledLoop) -> tuple[Ending, str] | None:
@@ -228,49 +229,23 @@ class Run:
         self._pace = finished.ran / count
         self._calls = [*self._calls[-1:], call]
         finite = int(np.argmin(records.finite)) if not records.finite.all() else count
-        done, reason = self._told(call.first, _first(records, finite), time.perf_counter() - started)
+        rate = count / (time.perf_counter() - started)
+        reports, reason = self._progress.after(call.first, first_of(records, finite))
+        rated = stage.loop.rule.has_learning_rate
+        for index in reports:
+            self.events.tell(
+                "report", self._report(call.first, records, index, rate, rated=rated).model_dump()
+            )
+        done = self._progress.step - call.first
         if finite < count and reason is None:
             return await self._diverge(call.first + finite, records, finite)
         self.step = call.first + done
         self._state = state if done == count else await self._on_device(lambda: call.to(self.step))
         return None if reason is None else ("done", reason)
 
-    def _told(self, first: int, records: Records, seconds: float) -> tuple[int, str | None]:
-        """Report on steps that were done; how many of them count, and why no more where the run is to end."""
-        stop, count = self.request.stop or Stop(), len(records.value)
-        rate = count / seconds
-        below = -math.inf if stop.value_below is None else stop.value_below
-        reached = np.flatnonzero(records.value < below)
-        last = int(reached[0]) if reached.size else count - 1
-        reason = f"the value {records.value[last]:.6g} is below {below:g}" if reached.size else None
-        for index in self._reported(first, last, always=reason is not None):
-            step, value = first + index + 1, float(records.value[index])
-            if value < self._best:
-                self._best, self._best_step = value, step
-            self._report(step, records, index, rate)
-            if stop.no_better_for and step - self._best_step >= stop.no_better_for and reason is None:
-                reason = f"no reported value was lower than {self._best:.6g} of step {self._best_step}"
-                last = index
-                break
-        if count:
-            self._value = float(records.value[last])
-        return last + 1, reason
-
-    def _reported(self, first: int, last: int, *, always: bool) -> list[int]:
-        """Which of the steps up to `last`, counted from `first`, are reported on."""
-        every, end = self.request.report_every, self._stages[-1].end
-        found = list(range(-(first + 1) % every, last + 1, every))
-        if first == 0 and last >= 0 and 0 not in found:
-            found.insert(0, 0)
-        if (always or first + last + 1 == end) and last >= 0 and last not in found:
-            found.append(last)
-        return found
-
-    def _report(self, step: int, records: Records, index: int, rate: float) -> None:
-        stage = self._stages[self._entered or 0]
-        rated = stage.loop.rule.has_learning_rate
-        report = Report(
-            step=step,
+    def _report(self, first: int, records: Records, index: int, rate: float, *, rated: bool) -> Report:
+        return Report(
+            step=first + index + 1,
             value=float(records.value[index]),
             terms={name: float(entries[index]) for name, entries in records.terms.items()},
             weights=self._weights,
@@ -280,7 +255,6 @@ class Run:
             steps_per_second=rate,
             seconds=self._elapsed(),
         )
-        self.events.tell("report", report.model_dump())
 
     def _count(self, stage: Stage) -> int:
         """Steps of the next call: about a turn's worth, and no further than something else is to be done."""
@@ -292,12 +266,9 @@ class Run:
 
     async def _given(self, stage: Stage) -> Given:
         """The arguments of the next call."""
-        for name, feed in stage.feeds.items():
-            origin = feed.origin(self.step)
-            block = self._blocks.get(name)
-            if block is None or int(block.origin) != origin:
-                self._blocks[name] = await asyncio.to_thread(feed.block, origin)
-        return stage.given(self._inputs, dict(self._blocks), self._weights)
+        assert self._supply is not None
+        blocks = await self._supply.blocks(self.step)
+        return stage.given(self._inputs, self._data, blocks, self._weights)
 
     # -- its ends
 
@@ -351,7 +322,7 @@ class Run:
         self.ended = Ended(
             name=self.name,
             step=self.step if self._bad_step is None else self._bad_step,
-            value=self._value,
+            value=self._progress.value,
             reason=reason,
             checkpoint=self._saved_step,
             seconds=self._elapsed(),
@@ -388,8 +359,8 @@ class Run:
             "loop": {
                 "stage": stage.number,
                 "weights": self._weights,
-                "best": [self._best, self._best_step] if math.isfinite(self._best) else None,
-                "value": self._value,
+                "best": list(self._progress.best) if self._progress.best else None,
+                "value": self._progress.value,
                 "event": self.events.next,
                 "seconds": self._elapsed(),
                 "choices": {
@@ -425,9 +396,15 @@ class Run:
         self._entered = stage.number
         if set(loop["weights"]) == set(self._weights):
             self._weights = dict(loop["weights"]) if self.request.balance else self._weights
-        if loop["best"] is not None:
-            self._best, self._best_step = loop["best"]
-        self._value, self._seconds, self._saved_step = loop["value"], loop["seconds"], self.step
+        best = loop["best"]
+        self._progress = Progress(
+            self.request,
+            self._stages[-1].end,
+            step=self.step,
+            value=loop["value"],
+            best=(best[0], best[1]) if best else None,
+        )
+        self._seconds, self._saved_step = loop["seconds"], self.step
         return int(loop["event"]) + 1
 
     # -- the device
@@ -457,17 +434,6 @@ class Run:
 
     def _elapsed(self) -> float:
         return self._seconds + time.monotonic() - self._since
-
-
-def _first(records: Records, count: int) -> Records:
-    """The records of the first `count` steps."""
-    return Records(
-        records.value[:count],
-        {name: entries[:count] for name, entries in records.terms.items()},
-        {name: entries[:count] for name, entries in records.norms.items()},
-        records.learning_rate[:count],
-        records.finite[:count],
-    )
 
 
 def hosted_name(bound: Binding | str) -> str:

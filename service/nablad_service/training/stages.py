@@ -66,7 +66,7 @@ class Stage:
     def key(self) -> Hashable:
         """What its loop is compiled for: two stages of one key share it."""
         blocks = [
-            (name, feed.picked, feed.draws, *(array.shape for array in feed.block(0).data.values()))
+            (name, feed.picked, feed.draws, *(array.shape for array in feed.data().values()))
             for name, feed in sorted(self.feeds.items())
         ]
         balanced = self.look is not None
@@ -74,16 +74,23 @@ class Stage:
         loop = self.loop
         return (self.query.signature, choices, loop.rule, tuple(blocks), loop.together, balanced)
 
-    def given(self, inputs: Any, blocks: Mapping[str, Block], weights: Mapping[str, float]) -> Given:
+    def given(
+        self, inputs: Any, data: Any, blocks: Mapping[str, Block], weights: Mapping[str, float]
+    ) -> Given:
         """The arguments of a call beside the state."""
         return Given(
             inputs,
             blocks,
+            data,
             {name: np.asarray(weight, self.dtype) for name, weight in weights.items()},
             self.values,
             np.uint32(self.seed % 2**32),
             np.int32(self.begin),
         )
+
+    def data(self) -> dict[str, dict[str, Any]]:
+        """All examples of samplers that have some, on the device."""
+        return {name: jax.device_put(feed.data()) for name, feed in self.feeds.items()}
 
     def start(self, placement: Placement) -> tuple[dict[str, Any], LoopState]:
         """What the program takes that is not trained, and the state at the start values, on the device.
@@ -103,7 +110,7 @@ class Stage:
 
     def asked_at(self, state: LoopState, given: Given, step: int) -> Query:
         """What the program of a step is asked, as a query of its own."""
-        drawn = inputs_at(step, 0, self.loop.picked, given.blocks)
+        drawn = inputs_at(step, 0, self.loop.picked, given.blocks, given.data)
         params = {name: dict(leaves) for name, leaves in self.query.params.items()}
         inputs = {**self.query.inputs, **drawn}
         for label, array in state.params.items():
@@ -142,6 +149,11 @@ def entered(state: LoopState, stage: Stage, compiled: CompiledLoop) -> LoopState
 
     params, models = jax.tree.map(cast, (dict(state.params), state.models))
     return LoopState(params, models, compiled.begin(params, stage.values))
+
+
+def placed(block: Block) -> Block:
+    """A block on the device, where it is picked from many times."""
+    return block._replace(draws=jax.device_put(block.draws))
 
 
 def whole(state: LoopState, stage: Stage, step: int) -> TrainingState:
@@ -278,7 +290,8 @@ def _compiled(stage: Stage, weights: Mapping[str, float]) -> CompiledLoop:
     }
     blocks = {name: feed.block(0) for name, feed in stage.feeds.items()}
     state = LoopState(like.params, like.models, like.optimiser)
-    arguments_ = stage.given(inputs, blocks, weights)
+    data = {name: feed.data() for name, feed in stage.feeds.items()}
+    arguments_ = stage.given(inputs, data, blocks, weights)
     compiled = compile_loop(stage.loop, state, arguments_)
     if stage.look is None:
         return compiled
