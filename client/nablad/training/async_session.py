@@ -127,7 +127,7 @@ class AsyncSession:
                 arrays may be filled with the next batch while this one travels. What stays the same from
                 call to call is better `put`, and named by its handle.
             terms: named scalars to return, or their weights when the loss is the weighted sum.
-            term_gradients: `"norms"` returns the norm of each term's gradients too, `"full"` the gradients.
+            term_gradients: `"norms"` returns the norm of each term's gradients too.
             outputs: named values to return.
             gradients: whether to return the arrays of this call's gradients too.
             weight: of this call in the mean; the number of examples in the batch, say.
