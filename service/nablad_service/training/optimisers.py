@@ -17,6 +17,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -109,7 +110,7 @@ class Rule:
         """Whether a step computes the loss at other parameters: a line search does."""
         return self.name == "lbfgs"
 
-    @property
+    @cached_property
     def has_weight_decay(self) -> bool:
         """Whether optax's function has a weight decay."""
         return "weight_decay" in inspect.signature(OPTIMISERS[self.name]).parameters

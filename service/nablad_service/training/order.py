@@ -68,7 +68,14 @@ class Order:
         elif known.contents != contents:
             detail = f"call {number} was another one; the last that is done is {self.done}"
             raise self._refusal(f"{detail}, send the next as {max(self._known) + 1}")
-        return await asyncio.shield(known.task)
+        try:
+            return await asyncio.shield(known.task)
+        except asyncio.CancelledError:
+            if known.task.cancelled():  # it was not the caller who gave up
+                raise Refusal(
+                    "stopping", "the server stopped before the call was done; send it again"
+                ) from None
+            raise
 
     def close(self) -> None:
         """Give up what waits."""

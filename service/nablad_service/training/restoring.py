@@ -22,7 +22,7 @@ from nablad_service.training.labels import parameter_label
 from nablad_service.training.optimisers import Rule, StepValues, rule_of, values_of
 from nablad_service.training.pieces import program_key
 from nablad_service.training.session import Device, Pending, Progress, Session
-from nablad_service.training.session_questions import Start, Trainee, session_query, stand_in
+from nablad_service.training.session_questions import Questions, Start, Trainee, stand_in
 from nablad_service.training.state import Saved, TrainingState, first_state, on_device, on_host
 
 BATCH = "batch"
@@ -159,18 +159,19 @@ async def restored(
         rule=rule,
         models=models,
         inputs=start.inputs,
+        questions=Questions(models, start.inputs, limits),
         specs=specs_of(start, rule, values_of(optimiser, rule, list(start.params))),
         device=device,
         progress=Progress(None),
         done=about.sequence,
         patience=patience,
     )
-    session.progress = await progress_of(session, saved, about, limits)
+    session.progress = await progress_of(session, saved, about)
     session.saved_as = session.order.done
     return session
 
 
-async def progress_of(session: Session, saved: Saved, about: About, limits: Limits) -> Progress:
+async def progress_of(session: Session, saved: Saved, about: About) -> Progress:
     """Where a save stands, for a session that it fits; the session takes over its choices of strategies.
 
     Raises:
@@ -184,10 +185,10 @@ async def progress_of(session: Session, saved: Saved, about: About, limits: Limi
     if about.optimiser.name != session.optimiser.name:
         detail = f"it holds the state of {about.optimiser.name}, the session has {session.optimiser.name}"
         raise Refusal("unfit_save", f"{what} does not fit: {detail}")
-    session.choices.update(about.choices)
+    session.take_choices(about.choices)
     of_state = {path: leaf for path, leaf in saved.items() if not path.startswith(BATCH)}
     on = await session.device.scheduler.run(lambda: on_device(of_state, session.specs, what))
-    pending = [await _pending(session, index, saved, one, limits) for index, one in enumerate(about.batches)]
+    pending = [await _pending(session, index, saved, one) for index, one in enumerate(about.batches)]
     return Progress(on.result, about.step, about.accumulated, tuple(pending))
 
 
@@ -224,7 +225,7 @@ def _start(models: Mapping[str, Trainee], saved: Saved, about: About) -> Start:
     return Start(models, inputs, {**params, **inputs}, state)
 
 
-async def _pending(session: Session, index: int, saved: Saved, about: BatchAbout, limits: Limits) -> Pending:
+async def _pending(session: Session, index: int, saved: Saved, about: BatchAbout) -> Pending:
     """A batch as it was before the save, its program traced again."""
     prefix = f"{BATCH}{index}/"
     own = {path.removeprefix(prefix): leaf for path, leaf in saved.items() if path.startswith(prefix)}
@@ -237,7 +238,7 @@ async def _pending(session: Session, index: int, saved: Saved, about: BatchAbout
         if section == "inputs" and "/" not in rest:
             inputs[rest] = leaf
     request = SessionGradient.model_validate({**about.request, "inputs": inputs})
-    query = session_query(request, session.models, session.inputs, lambda handles: {}, limits)
+    query = session.questions.query(request, lambda handles: {})
     choices = session.choices_of(query)
     traced = await session.device.pieces.traced(query, choices)
     around = Around(

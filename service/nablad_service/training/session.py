@@ -20,14 +20,17 @@ from nablad.problems import Refusal
 from nablad.training.messages import Optimiser, SessionGradient, SessionStep, Standing
 from nablad_service.engine.placement import Placement
 from nablad_service.learned_plans import LearnedPlans
-from nablad_service.query import Query, arguments
+from nablad_service.query import Query, Signature, arguments
 from nablad_service.scheduler import Finished, Scheduler
 from nablad_service.training.computing import DRAWN, Batch, Call, Computed
 from nablad_service.training.optimisers import Rule, values_of
 from nablad_service.training.order import Order
 from nablad_service.training.pieces import Pieces
-from nablad_service.training.session_questions import Trainee
+from nablad_service.training.session_questions import Questions, Trainee
 from nablad_service.training.state import TrainingState, size_of
+
+MOST_KNOWN = 256
+"""Programs of a session that are known by signature."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class Session:
     models: Mapping[str, Trainee]
     inputs: Mapping[str, NDArray[Any]]
     """Those that are trained, as stand-ins."""
+    questions: Questions
+    """Reads its calls."""
     specs: TrainingState
     """A state like the session's, without its arrays."""
     device: Device
@@ -91,6 +96,8 @@ class Session:
     generation: int = 1
     choices: dict[str, dict[int, str]] = field(default_factory=dict)
     """Of the planner, by program: those of its first call here, for good."""
+    _known: dict[Signature, Mapping[int, str]] = field(default_factory=dict)
+    """The same by signature: a key of `choices` is a digest, too dear for every call."""
     saved_as: int | None = None
     """Number of the last call whose result is saved; None where that is not where it stands."""
     gone: bool = False
@@ -102,6 +109,7 @@ class Session:
 
     def __post_init__(self, done: int, patience: float) -> None:
         self.order = Order(done, patience=patience, about=self.whereabouts)
+        self._values = values_of(self.optimiser, self.rule, self.labels)
 
     @property
     def labels(self) -> list[str]:
@@ -164,7 +172,8 @@ class Session:
         if not progress.accumulated:
             detail = "there is no gradient since the last step; call gradient before step"
             raise Refusal("no_gradient", detail)
-        values = values_of(self.optimiser, self.rule, self.labels, request)
+        named = request.model_fields_set - {"sequence", "generation"}
+        values = values_of(self.optimiser, self.rule, self.labels, request) if named else self._values
         batches = [one.batch for one in progress.pending]
         started = time.perf_counter()
         stepping, compiled = await self.device.pieces.step(self.rule, before, values, batches)
@@ -186,11 +195,20 @@ class Session:
 
     def choices_of(self, query: Query) -> Mapping[int, str]:
         """The planner's choices for a program: a run must not change its rounding on the way."""
-        key = self.device.learned.key(query.signature)
-        if key not in self.choices:
+        found = self._known.get(query.signature)
+        if found is None:
             learned = self.device.learned.get(query.signature)
-            self.choices[key] = learned.choices if learned else {}
-        return self.choices[key]
+            key = self.device.learned.key(query.signature)
+            found = self.choices.setdefault(key, learned.choices if learned else {})
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[query.signature] = found
+        return found
+
+    def take_choices(self, choices: Mapping[str, dict[int, str]]) -> None:
+        """Follow the choices of a save from now on."""
+        self.choices.update(choices)
+        self._known.clear()
 
     def standing(self, steps: list[int]) -> Standing:
         """Where it stands; `steps` are those that were saved."""

@@ -46,7 +46,7 @@ from nablad_service.training.restoring import (
 from nablad_service.training.runs import Runs
 from nablad_service.training.saves import Saves
 from nablad_service.training.session import Device, Progress, Session, Timed
-from nablad_service.training.session_questions import session_query, start_of
+from nablad_service.training.session_questions import Questions, start_of
 
 T = TypeVar("T")
 Arrays: TypeAlias = "Mapping[str, NDArray[Any]]"
@@ -154,6 +154,7 @@ class Sessions:
             rule=rule,
             models=start.models,
             inputs=start.inputs,
+            questions=Questions(start.models, start.inputs, self._programs),
             specs=specs,
             device=self._device,
             progress=Progress(None),
@@ -227,12 +228,8 @@ class Sessions:
         """`POST /v1/sessions/{name}/gradient`."""
         request = await off_loop(len(body.data), lambda: decode(body, SessionGradient))
         session = await self._find(body.tenant, name)
-        query = await _outcome(
-            off_loop(
-                len(body.data),
-                lambda: session_query(request, session.models, session.inputs, lookups.take, self._programs),
-            )
-        )
+        read = off_loop(len(body.data), lambda: session.questions.query(request, lookups.take))
+        query = await _outcome(read)
 
         async def work() -> Timed:
             return await session.gradient(request, query())
@@ -264,9 +261,7 @@ class Sessions:
         async def work() -> None:
             saves = self._needed_saves()
             saved, about = await asyncio.to_thread(saves.read, session.tenant, session.name, request.step)
-            session.progress = await progress_of(
-                session, saved, About.read(about, session.name), self._programs
-            )
+            session.progress = await progress_of(session, saved, About.read(about, session.name))
 
         await self._call(session, "load", request, body, work)
         return self._standing(session)
@@ -392,7 +387,7 @@ class Sessions:
         saves = self._needed_saves()
         saved, about = await asyncio.to_thread(saves.read, session.tenant, session.name)
         await self._make_room(session)
-        session.progress = await progress_of(session, saved, About.read(about, session.name), self._programs)
+        session.progress = await progress_of(session, saved, About.read(about, session.name))
 
     async def _unload(self, session: Session) -> None:
         """Take an idle session out of memory: saved, or for good."""
