@@ -40,12 +40,13 @@ from nablad_service.routes.shared_memory import SharedBodies
 from nablad_service.scheduler import Scheduler
 from nablad_service.settings import Settings
 from nablad_service.shared_memory import SharedMemory
+from nablad_service.training.memory import Memory, SessionLimits
 from nablad_service.training.pieces import Pieces
 from nablad_service.training.run import Parts
 from nablad_service.training.runs import Runs
 from nablad_service.training.saves import Saves
 from nablad_service.training.session import Device
-from nablad_service.training.sessions import SessionLimits, Sessions
+from nablad_service.training.sessions import Sessions
 from nablad_service.training.stages import CompiledLoops
 from nablad_service.tuning import Tuner
 
@@ -149,7 +150,7 @@ def create_app(
         parts = Parts(compiled, scheduler, engine.placement, CompiledLoops(compiled), saves)
         app.state.runs = Runs(parts, settings.max_sessions)
         pieces = Pieces(compiled, settings.max_programs)
-        app.state.sessions = Sessions(
+        remembered = Memory(
             Device(pieces, scheduler, engine.placement, learned),
             store,
             saves,
@@ -162,12 +163,13 @@ def create_app(
             settings.limits,
             app.state.runs,
         )
-        app.state.sessions.start()
-        metrics.ask("nablad_sessions", "Sessions in memory.", lambda: len(app.state.sessions.loaded()))
+        remembered.start()
+        app.state.sessions = Sessions(remembered)
+        metrics.ask("nablad_sessions", "Sessions in memory.", lambda: len(remembered.loaded()))
         metrics.ask(
             "nablad_session_bytes",
             "Parameters, optimiser state and gradients of sessions in memory.",
-            lambda: sum(one.bytes for one in app.state.sessions.loaded()),
+            lambda: sum(one.bytes for one in remembered.loaded()),
         )
         app.state.device = engine.device()
         if memory is not None:
@@ -178,7 +180,7 @@ def create_app(
         yield
         app.state.ready = False
         await app.state.runs.close()
-        await app.state.sessions.close()
+        await remembered.close()
         if memory is not None:
             app.state.memory.close()
         tuner.close()

@@ -39,14 +39,15 @@ def start_of(http):
     }
 
 
-def in_process(start, rule, data, every=1, frozen=()):
+def in_process(start, rule, data, every=1, decay=0.0):
     """Parameters after the steps; gradients of `every` batches in their mean."""
     rule = optax.with_extra_args_support(rule)
 
     @jax.jit
     def update(params, state, xs, ys):
         def mean(params):
-            return sum(loss(params, x, y) for x, y in zip(xs, ys, strict=True)) / len(xs)
+            size = sum(jnp.sum(leaf**2) for leaf in params.values())
+            return sum(loss(params, x, y) for x, y in zip(xs, ys, strict=True)) / len(xs) + decay * size
 
         value, gradients = jax.value_and_grad(mean)(params)
         extra = {"value": value, "grad": gradients, "value_fn": mean}
@@ -98,19 +99,23 @@ def test_a_session_is_the_run_of_optax(trainer, optimiser, rule, every):
 
 
 def test_a_session_with_lbfgs_is_the_run_of_optax_in_float64(trainer):
-    """Its line search computes the loss of both batches again."""
+    """Its line search computes the loss of both batches again.
+
+    The last term gives the loss a minimum. Without it rounding grows from step to step: two runs of optax
+    itself, one with the batches joined, are 2e-3 apart after 125 steps.
+    """
+    program = f"{LOSS} + 0.01 * sum(ravel(model.params)**2)"
     start = {name: leaf.astype(np.float64) for name, leaf in start_of(trainer).items()}
     bound = {"model": {"name": "net", "params": start}}
     session = begun(trainer, models=bound, optimiser={"name": "lbfgs"})
     wide = [(x.astype(np.float64), y.astype(np.float64)) for x, y in batches(2)]
-    data = wide * (STEPS // 4)
+    data = wide * STEPS
     for first in range(0, len(data), 2):
         for x, y in data[first : first + 2]:
-            told = session.call("gradient", loss=LOSS, inputs={"x": x, "y": y})
+            session.call("gradient", loss=program, inputs={"x": x, "y": y})
         session.call("step")
     with jax.enable_x64(True):
-        expected = in_process(start, optax.lbfgs(), data, every=2)
-    assert told["value"] < 0.03
+        expected = in_process(start, optax.lbfgs(), data, every=2, decay=0.01)
     close(session.get("params")["params"]["model"], expected, rtol=1e-7, atol=1e-9)
 
 
