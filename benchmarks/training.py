@@ -1,4 +1,4 @@
-"""A physics-informed network trained for 2,000 steps: JAX in process, loops around a client, one on the server.
+"""A physics-informed network trained for 2,000 steps: in process, by loops around a client, on the server.
 
     python benchmarks/training.py              # tables, docs/benchmarks/training.md, a plot
     python benchmarks/training.py --quick      # few steps, nothing written

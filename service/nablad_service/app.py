@@ -204,7 +204,12 @@ def create_app(
     app.state.blocks = Blocks()
     app.add_middleware(
         HotPaths,
-        endpoints={"/v1/gradient": programs.gradient, "/v1/evaluate": programs.evaluate},
+        endpoints={
+            "/v1/gradient": programs.gradient,
+            "/v1/evaluate": programs.evaluate,
+            "/v1/sessions/{name}/gradient": sessions.gradient,
+            "/v1/sessions/{name}/step": sessions.step,
+        },
         refuse=problem,
     )
     app.add_middleware(CompressedAnswers)

@@ -12,13 +12,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nablad.problems import Refusal
 
-Endpoint: TypeAlias = "Callable[[Request], Awaitable[Response]]"
+Endpoint: TypeAlias = "Callable[..., Awaitable[Response]]"
+"""Takes the request, and `name` where the path has one."""
 Refuse: TypeAlias = "Callable[[Refusal], Response]"
+
+
+NAME = "{name}"
 
 
 @dataclass(frozen=True)
 class _Hot:
     path: str
+    """As it was declared."""
     endpoint: Endpoint
 
 
@@ -26,7 +31,7 @@ class HotPaths:
     """ASGI middleware that answers POST on some paths by itself, and leaves all else to the application.
 
     To find the route of a call, and to wrap it, takes the application as long as all that a small call needs.
-    `refuse` makes a response of a refusal.
+    Paths may have `{name}` before their last part. `refuse` makes a response of a refusal.
     """
 
     def __init__(self, app: ASGIApp, endpoints: Mapping[str, Endpoint], refuse: Refuse) -> None:
@@ -35,13 +40,21 @@ class HotPaths:
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        hot = self._hot.get(scope.get("path", "")) if scope.get("method") == "POST" else None
+        hot, given = self._found(scope["path"]) if scope.get("method") == "POST" else (None, {})
         if hot is None:
             await self._app(scope, receive, send)
             return
         scope["route"] = hot
         try:
-            response = await hot.endpoint(Request(scope, receive))
+            response = await hot.endpoint(Request(scope, receive), **given)
         except Refusal as refusal:
             response = self._refuse(refusal)
         await response(scope, receive, send)
+
+    def _found(self, path: str) -> tuple[_Hot | None, dict[str, str]]:
+        hot = self._hot.get(path)
+        if hot is not None:
+            return hot, {}
+        before, _, last = path.rpartition("/")
+        before, _, name = before.rpartition("/")
+        return self._hot.get(f"{before}/{NAME}/{last}"), {"name": name}

@@ -20,13 +20,14 @@ from nablad_service.handles import Take, with_values
 from nablad_service.language import Limits
 from nablad_service.query import Query, float_type
 from nablad_service.recalling import Lookups
-from nablad_service.specs import ArraySpec
+from nablad_service.resident import Leaf, Resident
+from nablad_service.specs import tree_spec
 from nablad_service.training.labels import parameter_label
 from nablad_service.validation import binding_of, gradient_query, tensors_of, usable
 
 MOST_KNOWN = 64
 """Programs of a session that are read once."""
-READ = {
+READ = (
     "loss",
     "outputs",
     "term_gradients",
@@ -34,7 +35,7 @@ READ = {
     "strategies",
     "examples_at_once",
     "memory_limit",
-}
+)
 """Members of a call that its program depends on, beside its terms and the shapes of its inputs."""
 
 
@@ -174,30 +175,41 @@ class Questions:
 
     def query(self, request: SessionGradient, take: Take) -> Query:
         """As `session_query`."""
-        given = {name: _declared(value, name) for name, value in request.inputs.items()}
-        arrays = {name: one for name, one in given.items() if one is not None}
-        key = None
-        if len(arrays) == len(given):
-            rest = request.model_dump(include=READ)
-            specs = tuple((name, ArraySpec.of(one)) for name, one in arrays.items())
-            key = (specs, tuple(request.terms), isinstance(request.terms, dict), repr(rest))
-            known = self._known.get(key)
-            if known is not None:
-                own = {name: self._inputs[name] for name in known.inputs if name in self._inputs}
-                weights = request.terms if isinstance(request.terms, dict) else {}
-                return replace(known, inputs={**arrays, **own}, weights=weights)
+        arrays = _arrays(request.inputs, take)
+        if arrays is None:
+            return session_query(request, self._models, self._inputs, take, self._limits)
+        specs = tree_spec(arrays)
+        rest = tuple(getattr(request, member) for member in READ)
+        key = (specs, tuple(request.terms), isinstance(request.terms, dict), repr(rest))
+        known = self._known.get(key)
+        if known is not None:
+            own = {name: self._inputs[name] for name in known.inputs if name in self._inputs}
+            weights = request.terms if isinstance(request.terms, dict) else {}
+            return replace(known, inputs={**arrays, **own}, weights=weights)
         query = session_query(request, self._models, self._inputs, take, self._limits)
-        if key is not None:
-            if len(self._known) >= MOST_KNOWN:
-                self._known.clear()
-            stand_ins = {name: stand_in(one.shape, one.dtype) for name, one in arrays.items()}
-            self._known[key] = replace(query, inputs={**query.inputs, **stand_ins})
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        stand_ins = {name: stand_in(one.shape, one.dtype) for name, one in arrays.items()}
+        self._known[key] = replace(query, inputs={**query.inputs, **stand_ins})
         return query
+
+
+def _arrays(inputs: Mapping[str, Any], take: Take) -> dict[str, Leaf] | None:
+    """Inputs that are arrays with a dtype, or handles of arrays; None where one is anything else."""
+    handles = {name: handle for name, value in inputs.items() if (handle := handle_in(value)) is not None}
+    values = take(set(handles.values())) if handles else {}
+    found: dict[str, Leaf] = {}
+    for name, value in inputs.items():
+        one = values[handles[name]] if name in handles else _declared(value, name)
+        if not isinstance(one, np.ndarray | Resident):
+            return None
+        found[name] = one
+    return found
 
 
 def _declared(value: Any, name: str) -> NDArray[Any] | None:
     """An array that a request brings with its dtype; None for anything else."""
-    if not isinstance(value, Mapping) or "data" not in value or handle_in(value) is not None:
+    if not isinstance(value, Mapping) or "data" not in value:
         return None
     array = decode_array(value, name) if is_array_form(value) else None
     return array if isinstance(array, np.ndarray) else None
