@@ -60,13 +60,38 @@ def padding(size: int) -> int:
     return -size % ALIGNMENT
 
 
+class _Attachments:
+    """The buffers behind a header, and what stands for each of them there.
+
+    Apart from who packs: the packer refers to it, and in a circle of the two its 256 KiB and all buffers would
+    wait for the garbage collector.
+    """
+
+    def __init__(self) -> None:
+        self.buffers: list[Buffer] = []
+        self.end = 0
+
+    def take(self, value: Any) -> Any:
+        """What stands for a value that msgpack does not know."""
+        if not isinstance(value, Attached):
+            raise TypeError(f"{type(value).__name__} does not travel")
+        size = len(value.view)
+        # Small ones too: requests that differ only in their numbers have the same header, and are read by it.
+        gap = padding(self.end)
+        if gap:
+            self.buffers.append(ZEROS[:gap])
+        offset = self.end + gap
+        self.buffers.append(value.view)
+        self.end = offset + size
+        return msgpack.ExtType(BUFFER, PLACE.pack(offset, size))
+
+
 class FrameWriter:
     """Packs a structure whose arrays are `Attached`; the buffers are taken as they are, not copied."""
 
     def __init__(self) -> None:
-        self._packer = msgpack.Packer(default=self._attach, autoreset=False)
-        self._buffers: list[Buffer] = []
-        self._end = 0
+        self._attached = _Attachments()
+        self._packer = msgpack.Packer(default=self._attached.take, autoreset=False)
 
     def pack(self, value: Any) -> None:
         """Add a value, or a member's name or value, to the header."""
@@ -76,28 +101,13 @@ class FrameWriter:
         """Begin a mapping; its names and values follow one by one."""
         self._packer.pack_map_header(members)
 
-    def _attach(self, value: Any) -> Any:
-        if not isinstance(value, Attached):
-            raise TypeError(f"{type(value).__name__} does not travel")
-        size = len(value.view)
-        # Small ones too: requests that differ only in their numbers have the same header, and are read by it.
-        gap = padding(self._end)
-        if gap:
-            self._buffers.append(ZEROS[:gap])
-        offset = self._end + gap
-        self._buffers.append(value.view)
-        self._end = offset + size
-        return msgpack.ExtType(BUFFER, PLACE.pack(offset, size))
-
     def pieces(self) -> list[Buffer]:
-        """The frame, in pieces that follow one another; the writer is empty then."""
-        header = self._packer.getbuffer()
-        gap = padding(PREFIX.size + len(header)) if self._buffers else 0
-        size = PREFIX.size + len(header) + gap + self._end
+        """The frame, in pieces that follow one another."""
+        header, attached = self._packer.getbuffer(), self._attached
+        gap = padding(PREFIX.size + len(header)) if attached.buffers else 0
+        size = PREFIX.size + len(header) + gap + attached.end
         first = b"".join((PREFIX.pack(MAGIC, len(header), size, 0), header, ZEROS[:gap]))
-        # Writer and packer refer to each other: large buffers must not wait for the collector of cycles.
-        buffers, self._buffers = self._buffers, []
-        return [first, *buffers]
+        return [first, *attached.buffers]
 
 
 def pack_frame(value: Any) -> list[Buffer]:
