@@ -63,8 +63,8 @@ def padding(size: int) -> int:
 class _Attachments:
     """The buffers behind a header, and what stands for each of them there.
 
-    Apart from who packs: the packer refers to it, and in a circle of the two its 256 KiB and all buffers would
-    wait for the garbage collector.
+    Apart from who packs: the packer refers to it, and in a circle its 256 KiB and all buffers would wait for
+    the garbage collector.
     """
 
     def __init__(self) -> None:
