@@ -31,7 +31,7 @@ import nablad
 from nablad.messages import GradientRequest
 from nablad_service.engine.engine import Engine
 from nablad_service.hosting import ModelStore
-from nablad_service.validation import gradient_query
+from nablad_service.requests.validation import gradient_query
 
 WIDTHS = (4, 16, 8, 1)
 EXAMPLES = 4

@@ -25,7 +25,7 @@ from nablad.messages import GradientRequest
 from nablad_service.engine.engine import Engine
 from nablad_service.hosting import ModelStore
 from nablad_service.query import Query
-from nablad_service.validation import gradient_query
+from nablad_service.requests.validation import gradient_query
 
 LOSS = "u = model(x)[:, 0]\nmean((laplacian(u, x) + u)**2)"
 DIMENSIONS = 64

@@ -49,7 +49,7 @@ from nablad_service.engine.race import RUNS, RUNS_AT_LAST, Result, Round, race
 from nablad_service.engine.timing import SHORT, steady
 from nablad_service.hosting import ModelStore
 from nablad_service.query import Query, arguments
-from nablad_service.validation import gradient_query
+from nablad_service.requests.validation import gradient_query
 
 FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
 TOLERANCE = 1e-4
@@ -466,7 +466,7 @@ class Variants:
         return self.compiled[index]
 
     def tuned(self) -> int:
-        """The variant that the server's tuner (`nablad_service.tuning`) would choose."""
+        """The variant that the server's tuner (`nablad_service.planning.tuning`) would choose."""
         contest = race(self.found, self._counted, self.engine.examples(self.query))
         try:
             _, asked = next(contest)

@@ -25,7 +25,7 @@ import numpy as np
 from nablad.messages import GradientRequest
 from nablad_service.engine.engine import Engine, arguments
 from nablad_service.hosting import ModelStore
-from nablad_service.validation import gradient_query
+from nablad_service.requests.validation import gradient_query
 
 NESTINGS = ("reverse_over_reverse", "forward_over_reverse")
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "nesting.md"

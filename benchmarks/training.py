@@ -34,7 +34,7 @@ from nablad.messages import GradientRequest
 from nablad_service.engine.engine import Engine
 from nablad_service.hosting import ModelStore
 from nablad_service.query import Query
-from nablad_service.validation import gradient_query
+from nablad_service.requests.validation import gradient_query
 
 IN_PROCESS, ENGINE = "in process, JAX and optax", "in process, the engine"
 RESIDENT, SENT = "Client, points resident", "Client, points sent"

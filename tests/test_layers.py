@@ -28,7 +28,10 @@ RULES: dict[str, tuple[Path, set[str], set[str]]] = {
         WEB | {"jax", "numpy"},
         set(),
     ),
-    "the scheduler knows neither HTTP nor JAX": (SERVICE / "scheduler.py", WEB | {"jax"}, set()),
+    "what takes turns knows neither HTTP nor JAX": (SERVICE / "running", WEB | {"jax"}, set()),
+    "requests are read without the web": (SERVICE / "requests", WEB, set()),
+    "answers are written without the web": (SERVICE / "answers", WEB, set()),
+    "planning knows no web": (SERVICE / "planning", WEB, set()),
 }
 
 

@@ -16,9 +16,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nablad import __version__
 from nablad.blocks import Blocks
 from nablad.problems import Refusal
-from nablad_service.batches import Batches, BatchLimits
-from nablad_service.collecting import settle
-from nablad_service.counting import Counting
 from nablad_service.engine.disk_cache import tell_of_disk
 from nablad_service.engine.engine import Engine
 from nablad_service.engine.operators import SIGNATURES
@@ -26,20 +23,24 @@ from nablad_service.engine.registered import registered_as
 from nablad_service.hosting import ModelStore, Shelf, Values, Versions
 from nablad_service.hosting.python_models import python_models
 from nablad_service.hosting.repository import Repository
-from nablad_service.learned_plans import LearnedPlans
 from nablad_service.metrics import Metrics
 from nablad_service.pipeline import Pipeline
-from nablad_service.programs import Programs
+from nablad_service.planning.learned_plans import LearnedPlans
+from nablad_service.planning.programs import Programs
+from nablad_service.planning.tuning import Tuner
 from nablad_service.routes import health, models, operators, programs, sessions, shortcuts, training, values
 from nablad_service.routes import metrics as counters
 from nablad_service.routes.compression import CompressedAnswers
+from nablad_service.routes.counting import Counting
 from nablad_service.routes.hot import HotPaths
 from nablad_service.routes.problems import problem
 from nablad_service.routes.schema import openapi
 from nablad_service.routes.shared_memory import SharedBodies
-from nablad_service.scheduler import Scheduler
+from nablad_service.running.batches import Batches, BatchLimits
+from nablad_service.running.collecting import settle
+from nablad_service.running.scheduler import Scheduler
 from nablad_service.settings import Settings
-from nablad_service.shared_memory import SharedMemory
+from nablad_service.sockets.shared_memory import SharedMemory
 from nablad_service.training.memory import Memory, SessionLimits
 from nablad_service.training.pieces import Pieces
 from nablad_service.training.run import Parts
@@ -48,7 +49,6 @@ from nablad_service.training.saves import Saves
 from nablad_service.training.session import Device
 from nablad_service.training.sessions import Sessions
 from nablad_service.training.stages import CompiledLoops
-from nablad_service.tuning import Tuner
 
 log = logging.getLogger("nablad")
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
-from nablad_service.collecting import settle
+from nablad_service.running.collecting import settle
 
 T = TypeVar("T")
 

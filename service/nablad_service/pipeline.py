@@ -18,21 +18,21 @@ from nablad import wire
 from nablad.frame import Buffer
 from nablad.messages import Timing, Warming
 from nablad.problems import Refusal
-from nablad_service import reading
-from nablad_service.answering import Answers
-from nablad_service.batches import Batches
+from nablad_service.answers.answering import Answers
 from nablad_service.engine.buckets import InBucket
 from nablad_service.engine.executable import Executable
 from nablad_service.hosting import ModelStore, Values
 from nablad_service.metrics import Metrics
-from nablad_service.off_loop import off_loop
-from nablad_service.planning import plan_document
-from nablad_service.programs import Programs
+from nablad_service.planning.documents import plan_document
+from nablad_service.planning.programs import Programs
+from nablad_service.planning.tuning import Tuner
+from nablad_service.planning.warming import warmed, with_stand_ins
 from nablad_service.query import Query
-from nablad_service.reading import Body, Reader, Reading, validated
-from nablad_service.scheduler import Finished, Scheduler
-from nablad_service.tuning import Tuner
-from nablad_service.warming import warmed, with_stand_ins
+from nablad_service.requests import reading
+from nablad_service.requests.reading import Body, Reader, Reading, validated
+from nablad_service.running.batches import Batches
+from nablad_service.running.off_loop import off_loop
+from nablad_service.running.scheduler import Finished, Scheduler
 
 T = TypeVar("T")
 

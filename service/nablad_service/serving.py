@@ -20,8 +20,8 @@ from fastapi import FastAPI
 from nablad.shared_memory import SUFFIX
 from nablad_service.app import create_app
 from nablad_service.hosting.repository import Repository
-from nablad_service.listening import listen_tcp, listen_unix
 from nablad_service.settings import Settings
+from nablad_service.sockets.listening import listen_tcp, listen_unix
 
 
 def serve(settings: Settings) -> int:
@@ -80,7 +80,7 @@ def protocol(settings: Settings) -> Any:
     """The protocol class for uvicorn, or the name of its own choice."""
     if settings.protocol == "stock" or importlib.util.find_spec("httptools") is None:
         return "auto"
-    from nablad_service.protocol import ReceivingProtocol
+    from nablad_service.sockets.protocol import ReceivingProtocol
 
     return ReceivingProtocol
 

@@ -11,7 +11,7 @@ import numpy as np
 from nablad.messages import EvaluateRequest, GradientRequest
 from nablad_service.engine.engine import Engine
 from nablad_service.hosting import ModelStore
-from nablad_service.validation import evaluate_query, gradient_query
+from nablad_service.requests.validation import evaluate_query, gradient_query
 
 ENGINE = Engine.start()
 MODELS = ModelStore(max_models=1000)

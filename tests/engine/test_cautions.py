@@ -114,7 +114,7 @@ def test_cautions_of_an_evaluation_without_derivatives_are_none() -> None:
     from ask import ENGINE, MODELS
 
     from nablad.messages import EvaluateRequest
-    from nablad_service.validation import evaluate_query
+    from nablad_service.requests.validation import evaluate_query
 
     inputs: dict[str, Any] = {"x": X}
     query = evaluate_query(EvaluateRequest(program="norm(x)", inputs=inputs), MODELS.get)

@@ -17,7 +17,7 @@ from nablad.problems import Refusal
 from nablad_service.engine.chunks import Examples, in_chunks
 from nablad_service.engine.executable import Traced
 from nablad_service.engine.memory import HEADROOM
-from nablad_service.validation import evaluate_query, gradient_query
+from nablad_service.requests.validation import evaluate_query, gradient_query
 
 EXAMPLES = 11
 """Prime, so that a chunk of any other size leaves a rest."""

@@ -9,7 +9,7 @@ import pytest
 from ask import ENGINE, MODELS, host, rng
 
 from nablad.messages import EvaluateRequest, GradientRequest
-from nablad_service.validation import evaluate_query, gradient_query
+from nablad_service.requests.validation import evaluate_query, gradient_query
 
 NET = {"layers": [{"dense": [2, 3], "activation": "tanh"}, {"dense": [3, 1]}]}
 X = rng(4, 2)

@@ -12,7 +12,7 @@ from ask import ENGINE, MODELS, NESTINGS, agree, agree_tree, by_jax, evaluate, g
 
 from nablad.messages import CheckRequest
 from nablad.problems import Refusal
-from nablad_service.validation import gradient_query
+from nablad_service.requests.validation import gradient_query
 
 SMALL = {"layers": [{"dense": [2, 3], "activation": "tanh"}, {"dense": [3, 1]}]}
 TRAIN = 'u = model(p, mode="train")[0]'

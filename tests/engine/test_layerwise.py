@@ -24,7 +24,7 @@ from nablad_service.hosting import ModelStore
 from nablad_service.hosting.python_models import PythonModels
 from nablad_service.language import Limits
 from nablad_service.query import Query, arguments
-from nablad_service.validation import gradient_query
+from nablad_service.requests.validation import gradient_query
 
 TRANSFORMER = {
     "input": [None, 3],

@@ -22,7 +22,7 @@ from ask import ENGINE, MODELS, agree, agree_tree, evaluate, gradient, host, rng
 
 from nablad.messages import EvaluateRequest
 from nablad.problems import Refusal
-from nablad_service.validation import evaluate_query
+from nablad_service.requests.validation import evaluate_query
 
 DENSE = {"layers": [{"dense": [2, 4]}, {"batchnorm": 4}, {"dense": [4, 2]}]}
 CONV = {

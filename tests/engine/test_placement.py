@@ -12,8 +12,8 @@ from ask import MODELS, host, rng
 from nablad.frame import ALIGNMENT
 from nablad.messages import EvaluateRequest, GradientRequest
 from nablad_service.engine.engine import Engine
+from nablad_service.requests.validation import evaluate_query, gradient_query
 from nablad_service.resident import Resident, aligned
-from nablad_service.validation import evaluate_query, gradient_query
 
 WIDE = {"layers": [{"dense": [2, 64], "activation": "tanh"}, {"dense": [64, 1]}]}
 BYTES = 8 * (64 * 2 + 64 + 64 + 1)

@@ -18,7 +18,7 @@ from nablad_service.engine.planner import (
     variants,
     worth_timing,
 )
-from nablad_service.validation import gradient_query
+from nablad_service.requests.validation import gradient_query
 
 NET = {"preset": "mlp", "sizes": [2, 8, 8, 1]}
 

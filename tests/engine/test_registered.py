@@ -15,7 +15,7 @@ from my_functions import conjugate_gradients, odeint, root
 from nablad.messages import EvaluateRequest, GradientRequest
 from nablad.problems import Refusal
 from nablad_service.engine.engine import Engine
-from nablad_service.validation import evaluate_query, gradient_query
+from nablad_service.requests.validation import evaluate_query, gradient_query
 
 TABLE = jnp.linspace(0.0, 1.0, 5)
 

@@ -14,7 +14,7 @@ from nablad.messages import EvaluateRequest
 from nablad.problems import Refusal
 from nablad_service.engine.derivatives import TABLE, forward_laplacian
 from nablad_service.engine.engine import Engine
-from nablad_service.validation import evaluate_query
+from nablad_service.requests.validation import evaluate_query
 
 NETS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "mlp": (

@@ -17,7 +17,7 @@ from nablad.messages import GradientRequest
 from nablad.problems import Refusal
 from nablad_service.engine.derivatives.tower import boxes
 from nablad_service.engine.merged import without_repetition
-from nablad_service.validation import gradient_query
+from nablad_service.requests.validation import gradient_query
 
 TOGETHER = ("tower",)
 POINTS = 6

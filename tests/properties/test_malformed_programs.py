@@ -15,7 +15,7 @@ from mutations import malformed
 from nablad.errors import ProgramError
 from nablad.messages import GradientRequest
 from nablad.problems import CODES, Refusal
-from nablad_service.validation import gradient_query
+from nablad_service.requests.validation import gradient_query
 
 WRITTEN = (
     """yhat = field(x)

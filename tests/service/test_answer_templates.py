@@ -13,8 +13,8 @@ from ask import rng
 import nablad
 from nablad import wire
 from nablad.arrays import Encoding, encode_array, encode_tree
-from nablad_service.answer_templates import template_of
-from nablad_service.msgpack_layout import byte_strings, member_at
+from nablad_service.answers.templates import template_of
+from nablad_service.requests.msgpack_layout import byte_strings, member_at
 
 NET = {"layers": [{"dense": [2, 5], "activation": "tanh"}, {"dense": [5, 2]}]}
 FORMATS: dict[str, tuple[str, Encoding]] = {

@@ -21,13 +21,13 @@ from local_server import local_server
 import nablad
 from nablad.messages import EvaluateRequest, GradientRequest
 from nablad.problems import Refusal
-from nablad_service.batches import AGAIN, TRIES, Batched, Batches, BatchLimits, power_of_two
 from nablad_service.engine.executable import Executable
 from nablad_service.engine.together import Unfit, together
 from nablad_service.query import Query
+from nablad_service.requests.validation import evaluate_query, gradient_query
 from nablad_service.resident import Resident
-from nablad_service.scheduler import Finished, Scheduler
-from nablad_service.validation import evaluate_query, gradient_query
+from nablad_service.running.batches import AGAIN, TRIES, Batched, Batches, BatchLimits, power_of_two
+from nablad_service.running.scheduler import Finished, Scheduler
 
 GIBIBYTE = 2**30
 

@@ -15,7 +15,7 @@ from nablad.messages import GradientRequest
 from nablad_service.engine.buckets import bucket_of
 from nablad_service.engine.padding import Unpadded
 from nablad_service.query import Query
-from nablad_service.validation import gradient_query
+from nablad_service.requests.validation import gradient_query
 
 NET = {"layers": [{"dense": [2, 5], "activation": "tanh"}, {"dense": [5, 2]}]}
 NORMED = {"layers": [{"dense": [2, 4]}, {"batchnorm": 4}, {"dense": [4, 2]}]}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nablad_service import collecting
+from nablad_service.running import collecting
 
 
 class Ring:

@@ -20,9 +20,9 @@ import pytest
 
 from nablad.messages import EvaluateRequest
 from nablad_service.app import create_app
-from nablad_service.learned_plans import LearnedPlans
-from nablad_service.programs import Programs
-from nablad_service.validation import evaluate_query
+from nablad_service.planning.learned_plans import LearnedPlans
+from nablad_service.planning.programs import Programs
+from nablad_service.requests.validation import evaluate_query
 
 JSON, MSGPACK = "application/json", "application/msgpack"
 X = [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]

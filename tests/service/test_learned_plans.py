@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nablad_service.learned_plans import LearnedPlan, Timed
+from nablad_service.planning.learned_plans import LearnedPlan, Timed
 
 SLOW, FAST = Timed((), 10.0, 100, 4.0), Timed(((3, "reverse"),), 20.0, 200, 1.0)
 UNTIMED = Timed(((3, "forward"),), 90.0, 100, None)

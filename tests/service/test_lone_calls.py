@@ -16,10 +16,10 @@ from nablad.frame import pack_frame
 from nablad_service import pipeline
 from nablad_service.app import create_app
 from nablad_service.engine.executable import LATELY, Pace
-from nablad_service.reading import Body
-from nablad_service.receiving import OPEN, is_alone
-from nablad_service.scheduler import Scheduler
+from nablad_service.requests.reading import Body
+from nablad_service.running.scheduler import Scheduler
 from nablad_service.settings import Settings
+from nablad_service.sockets.receiving import OPEN, is_alone
 
 X = np.random.default_rng(0).standard_normal((4, 3))
 

@@ -16,9 +16,9 @@ from local_server import local_server
 import nablad
 from nablad.messages import EvaluateRequest
 from nablad_service.engine.derivatives import TABLE
+from nablad_service.planning.tuning import Tuner
 from nablad_service.query import Query
-from nablad_service.tuning import Tuner
-from nablad_service.validation import evaluate_query
+from nablad_service.requests.validation import evaluate_query
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((32, 2))

@@ -16,11 +16,11 @@ from nablad_service.engine import planner
 from nablad_service.engine.engine import Engine
 from nablad_service.hosting import ModelStore
 from nablad_service.language import Limits
-from nablad_service.learned_plans import LearnedPlan, LearnedPlans, Timed
-from nablad_service.planning import plan_document
-from nablad_service.programs import Programs
+from nablad_service.planning.documents import plan_document
+from nablad_service.planning.learned_plans import LearnedPlan, LearnedPlans, Timed
+from nablad_service.planning.programs import Programs
 from nablad_service.query import Query
-from nablad_service.validation import gradient_query
+from nablad_service.requests.validation import gradient_query
 
 LAPLACE = "mean(laplacian(sum(sin(x)**2, axis=1), x)**2)"
 X = np.random.default_rng(0).standard_normal((8, 3))

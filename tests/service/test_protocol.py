@@ -18,11 +18,11 @@ from fastapi.responses import Response
 
 from nablad.blocks import Blocks
 from nablad_service.app import create_app
-from nablad_service.protocol import ReceivingProtocol
-from nablad_service.receiving import WORTH, receiver
 from nablad_service.routes import bodies
 from nablad_service.routes.bodies import read_body
 from nablad_service.settings import Settings
+from nablad_service.sockets.protocol import ReceivingProtocol
+from nablad_service.sockets.receiving import WORTH, receiver
 
 LIMIT = 40 * WORTH
 SIZES = [0, 1, 1000, WORTH - 1, WORTH, WORTH + 1, 7 * WORTH + 13, LIMIT]

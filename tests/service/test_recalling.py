@@ -12,12 +12,12 @@ from nablad import wire
 from nablad.arrays import encode_array
 from nablad.frame import aligned
 from nablad.problems import Refusal
-from nablad_service import reading
 from nablad_service.hosting import ModelStore, Values
 from nablad_service.hosting.shelf import Shelf
 from nablad_service.query import Query
-from nablad_service.reading import Body, Reader, Reading
-from nablad_service.recalling import Lookups
+from nablad_service.requests import reading
+from nablad_service.requests.reading import Body, Reader, Reading
+from nablad_service.requests.recalling import Lookups
 
 NET = {"layers": [{"dense": [2, 3], "activation": "tanh"}, {"dense": [3, 1]}]}
 LOSS = "mean((model(x) - y)**2)"

@@ -15,8 +15,8 @@ import pytest
 from served import Served, served
 
 import nablad
-from nablad_service.listening import listen_unix
 from nablad_service.settings import Settings
+from nablad_service.sockets.listening import listen_unix
 
 X = np.linspace(-1.0, 1.0, 6).reshape(3, 2)
 

@@ -21,12 +21,12 @@ from local_server import local_server
 import nablad
 from nablad.messages import EvaluateRequest
 from nablad.problems import Refusal
-from nablad_service import programs
-from nablad_service.giving_way import BEHIND, TURN
-from nablad_service.learned_plans import LearnedPlans
+from nablad_service.planning import programs
+from nablad_service.planning.learned_plans import LearnedPlans
 from nablad_service.query import Query
-from nablad_service.validation import evaluate_query
-from nablad_service.watched_threads import Overrun, Stuck, WatchedThreads
+from nablad_service.requests.validation import evaluate_query
+from nablad_service.running.giving_way import BEHIND, TURN
+from nablad_service.running.watched_threads import Overrun, Stuck, WatchedThreads
 
 # Each waits for as long as its file is there: at tracing, at lowering (a part of compiling), at running.
 FUNCTIONS = """

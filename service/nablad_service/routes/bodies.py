@@ -19,11 +19,11 @@ from nablad.frame import Buffer, aligned
 from nablad.halves import Floats
 from nablad.messages import Timing
 from nablad.problems import Refusal
-from nablad_service.off_loop import off_loop
 from nablad_service.pipeline import Answer, Pipeline
-from nablad_service.reading import Body
-from nablad_service.receiving import LYING, is_alone, receiver
+from nablad_service.requests.reading import Body
 from nablad_service.routes.whole_answers import send_pieces
+from nablad_service.running.off_loop import off_loop
+from nablad_service.sockets.receiving import LYING, is_alone, receiver
 
 TENANT = "Nablad-Tenant"
 LONGEST_TENANT = 200

@@ -6,8 +6,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nablad.compression import WORTH, ZSTD, available, compressed
 from nablad.frame import Buffer
-from nablad_service.off_loop import off_loop
 from nablad_service.routes.whole_answers import Header, WholeAnswer
+from nablad_service.running.off_loop import off_loop
 
 
 class CompressedAnswers:

@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from nablad_service import programs, scheduler
+from nablad_service.planning import programs
+from nablad_service.running import scheduler
 
 router = APIRouter(prefix="/health", tags=["health"])
 

@@ -12,9 +12,9 @@ from fastapi.responses import Response
 
 from nablad.arrays import Received, encode_tree
 from nablad.messages import ModelInfo, ModelRequest, ParamsRequest, decode_arrays
-from nablad_service.handles import tree_of
 from nablad_service.hosting import HostedModel, Values
-from nablad_service.reading import decode
+from nablad_service.requests.handles import tree_of
+from nablad_service.requests.reading import decode
 from nablad_service.routes.bodies import answer_format, document, pipeline, read_body
 from nablad_service.routes.schema import takes
 

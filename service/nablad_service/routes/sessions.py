@@ -22,8 +22,7 @@ from nablad.training.messages import (
     SessionStepAnswer,
     Standing,
 )
-from nablad_service.off_loop import off_loop
-from nablad_service.reading import Body
+from nablad_service.requests.reading import Body
 from nablad_service.routes.bodies import (
     TENANT,
     answer_format,
@@ -35,6 +34,7 @@ from nablad_service.routes.bodies import (
 )
 from nablad_service.routes.leaving import CLOSED, CallerLeft, while_there
 from nablad_service.routes.schema import takes
+from nablad_service.running.off_loop import off_loop
 from nablad_service.training.labels import parameter_of
 from nablad_service.training.sessions import Sessions
 

@@ -8,11 +8,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from nablad.frame import Buffer, fill
 from nablad.problems import Refusal
 from nablad.shared_memory import BODY, ROOM, Place
-from nablad_service.off_loop import off_loop
-from nablad_service.receiving import LYING
 from nablad_service.routes.problems import problem
 from nablad_service.routes.whole_answers import Header, WholeAnswer
-from nablad_service.shared_memory import SharedMemory
+from nablad_service.running.off_loop import off_loop
+from nablad_service.sockets.receiving import LYING
+from nablad_service.sockets.shared_memory import SharedMemory
 
 
 class SharedBodies:

@@ -6,10 +6,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from nablad.messages import ShortcutRequest
+from nablad_service.requests.shortcuts import SHORTCUTS
 from nablad_service.routes.bodies import pipeline, read_body
 from nablad_service.routes.leaving import answer
 from nablad_service.routes.schema import takes
-from nablad_service.shortcuts import SHORTCUTS
 
 router = APIRouter(prefix="/v1/models", tags=["shortcuts"])
 

@@ -10,11 +10,11 @@ from fastapi.responses import Response, StreamingResponse
 from nablad.arrays import encode_tree
 from nablad.problems import Refusal
 from nablad.training.messages import TrainRequest
-from nablad_service.off_loop import off_loop
-from nablad_service.reading import decode
+from nablad_service.requests.reading import decode
 from nablad_service.routes.bodies import TENANT, answer_format, document, pipeline, read_body, tenant_of
 from nablad_service.routes.leaving import CLOSED, CallerLeft, while_there
 from nablad_service.routes.schema import takes
+from nablad_service.running.off_loop import off_loop
 from nablad_service.training.run import Run
 from nablad_service.training.runs import Runs
 

@@ -10,10 +10,10 @@ from fastapi.responses import Response
 from nablad.arrays import decode_array, is_array_form
 from nablad.messages import PinRequest, ValueInfo, ValueRequest, decode_arrays
 from nablad.problems import Refusal
-from nablad_service.off_loop import off_loop
-from nablad_service.reading import decode
+from nablad_service.requests.reading import decode
 from nablad_service.routes.bodies import TENANT, answer_format, document, pipeline, read_body, tenant_of
 from nablad_service.routes.schema import takes
+from nablad_service.running.off_loop import off_loop
 
 router = APIRouter(prefix="/v1/values", tags=["values"])
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import jax
 
 from nablad_service.engine.executable import Traced
-from nablad_service.programs import Programs
+from nablad_service.planning.programs import Programs
 from nablad_service.query import Query
 from nablad_service.specs import ArraySpec
 from nablad_service.training.computing import (

@@ -12,13 +12,13 @@ from nablad.arrays import Undeclared
 from nablad.messages import GradientRequest
 from nablad.problems import Refusal
 from nablad.training.messages import Batches, Box, TrainRequest
-from nablad_service.handles import tree_of, with_values
 from nablad_service.query import Query
-from nablad_service.recalling import Lookups
+from nablad_service.requests.handles import tree_of, with_values
+from nablad_service.requests.recalling import Lookups
+from nablad_service.requests.validation import gradient_query
 from nablad_service.resident import Leaf, Leaves, Resident
 from nablad_service.specs import ArraySpec, TreeSpec, tree_spec
 from nablad_service.training.samplers import Examples, Sampler, samplers_of
-from nablad_service.validation import gradient_query
 
 
 def loop_query(request: TrainRequest, lookups: Lookups) -> tuple[Query, list[Sampler]]:

@@ -16,8 +16,8 @@ from nablad.messages import Binding, NonFinite
 from nablad.problems import Problem, Refusal
 from nablad.training.messages import Ended, Report, RunStanding, TrainRequest
 from nablad_service.engine.placement import Placement
-from nablad_service.programs import Programs
-from nablad_service.scheduler import Finished, Scheduler
+from nablad_service.planning.programs import Programs
+from nablad_service.running.scheduler import Finished, Scheduler
 from nablad_service.training.balance import balanced
 from nablad_service.training.events import Events
 from nablad_service.training.loop import MOST_STEPS, CompiledLoop, Given, LoopState, Records

@@ -10,7 +10,7 @@ from typing import Any
 from nablad.problems import Refusal
 from nablad.training.messages import RunStanding, TrainRequest
 from nablad_service.language.places import nearest
-from nablad_service.recalling import Lookups
+from nablad_service.requests.recalling import Lookups
 from nablad_service.training.labels import parameter_of
 from nablad_service.training.questions import loop_query
 from nablad_service.training.run import Parts, Run

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from nablad.problems import Refusal
 from nablad.training.messages import Optimiser, SessionGradient, SessionStep, Standing
 from nablad_service.engine.placement import Placement
-from nablad_service.learned_plans import LearnedPlans
+from nablad_service.planning.learned_plans import LearnedPlans
 from nablad_service.query import Query, Signature, arguments
-from nablad_service.scheduler import Finished, Scheduler
+from nablad_service.running.scheduler import Finished, Scheduler
 from nablad_service.training.computing import DRAWN, Batch, Call, Computed
 from nablad_service.training.optimisers import Rule, values_of
 from nablad_service.training.order import Order

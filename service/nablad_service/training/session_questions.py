@@ -16,14 +16,14 @@ from nablad.messages import Binding, GradientRequest, Mode, Question
 from nablad.problems import Refusal
 from nablad.training.messages import SessionGradient, Trained
 from nablad_models import Model
-from nablad_service.handles import Take, with_values
 from nablad_service.language import Limits
 from nablad_service.query import Query, float_type
-from nablad_service.recalling import Lookups
+from nablad_service.requests.handles import Take, with_values
+from nablad_service.requests.recalling import Lookups
+from nablad_service.requests.validation import binding_of, gradient_query, tensors_of, usable
 from nablad_service.resident import Leaf, Resident
 from nablad_service.specs import tree_spec
 from nablad_service.training.labels import parameter_label
-from nablad_service.validation import binding_of, gradient_query, tensors_of, usable
 
 MOST_KNOWN = 64
 """Programs of a session that are read once."""

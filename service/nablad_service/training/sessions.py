@@ -23,9 +23,9 @@ from nablad.training.messages import (
     SessionStep,
     Standing,
 )
-from nablad_service.off_loop import off_loop
-from nablad_service.reading import Body, decode
-from nablad_service.recalling import Lookups
+from nablad_service.requests.reading import Body, decode
+from nablad_service.requests.recalling import Lookups
+from nablad_service.running.off_loop import off_loop
 from nablad_service.training.labels import parameter_label
 from nablad_service.training.memory import Memory
 from nablad_service.training.optimisers import rule_of, values_of

@@ -15,7 +15,7 @@ import numpy as np
 from nablad.problems import Refusal
 from nablad.training.messages import Optimiser, Phase, TrainRequest
 from nablad_service.engine.placement import Placement
-from nablad_service.programs import Programs
+from nablad_service.planning.programs import Programs
 from nablad_service.query import Query, arguments
 from nablad_service.training.feeds import Block, Feed, feeds_of, inputs_at
 from nablad_service.training.gradients import gradient_of

@@ -9,10 +9,10 @@ from typing import Any
 
 from nablad.arrays import stand_in
 from nablad.messages import WarmProgram
-from nablad_service.batches import Batches
 from nablad_service.engine.buckets import InBucket
-from nablad_service.programs import Programs
+from nablad_service.planning.programs import Programs
 from nablad_service.query import Query
+from nablad_service.running.batches import Batches
 
 
 def with_stand_ins(structure: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from nablad_service.engine.executable import Executable
 from nablad_service.engine.together import Together, Unfit
 from nablad_service.metrics import Metrics
 from nablad_service.query import Query
-from nablad_service.watched_threads import Overrun, Stuck, WatchedThreads
+from nablad_service.running.watched_threads import Overrun, Stuck, WatchedThreads
 
 log = logging.getLogger("nablad")
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from nablad import wire
 from nablad.frame import MAGIC, PREFIX, ZEROS, Buffer, padding
-from nablad_service.msgpack_layout import byte_strings, member_at
+from nablad_service.requests.msgpack_layout import byte_strings, member_at
 
 LARGEST = 64 * 1024
 """Bytes of an answer: what takes time with a larger one is not its packing."""

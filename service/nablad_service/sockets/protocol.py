@@ -13,7 +13,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from nablad.frame import Buffer
-from nablad_service.receiving import OPEN, RECEIVE_INTO
+from nablad_service.sockets.receiving import OPEN, RECEIVE_INTO
 
 SMALL = 64 * 1024
 """Bytes that are joined to be written at once."""

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from nablad_service.giving_way import GIVING_WAY
+from nablad_service.running.giving_way import GIVING_WAY
 
 T = TypeVar("T")
 

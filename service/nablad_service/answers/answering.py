@@ -11,9 +11,9 @@ from nablad.arrays import Encoding, encode_array, encode_tree
 from nablad.frame import Buffer
 from nablad.halves import Floats
 from nablad.messages import Timing
-from nablad_service.answer_templates import AnswerTemplate, template_of
-from nablad_service.off_loop import off_loop
-from nablad_service.reading import Body
+from nablad_service.answers.templates import AnswerTemplate, template_of
+from nablad_service.requests.reading import Body
+from nablad_service.running.off_loop import off_loop
 
 MOST_KEPT = 512
 """Programs whose answers' common parts are kept."""

@@ -11,7 +11,7 @@ from nablad_service.engine.costs import Cost
 from nablad_service.engine.derivatives import TABLE
 from nablad_service.engine.plan import Plan, PlannedDerivative
 from nablad_service.engine.planner import EXAMPLES, Variant
-from nablad_service.learned_plans import LearnedPlan
+from nablad_service.planning.learned_plans import LearnedPlan
 
 Change: TypeAlias = "tuple[tuple[int, str], ...]"
 """(derivative, strategy) where they differ from the default's."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from nablad.problems import Refusal
-from nablad_service.watched_threads import Overrun, Stuck, WatchedThreads
+from nablad_service.running.watched_threads import Overrun, Stuck, WatchedThreads
 
 T = TypeVar("T")
 ItemT = TypeVar("ItemT")

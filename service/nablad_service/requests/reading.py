@@ -14,13 +14,13 @@ from nablad.frame import Buffer
 from nablad.halves import Floats
 from nablad.messages import CheckRequest, EvaluateRequest, GradientRequest, Message, ShortcutRequest
 from nablad.problems import Refusal
-from nablad_service.faults import first_fault
-from nablad_service.handles import with_values
 from nablad_service.hosting import ModelStore, Values
 from nablad_service.query import Query
-from nablad_service.recalling import Lookups, Recall
-from nablad_service.shortcuts import evaluation
-from nablad_service.validation import evaluate_query, gradient_query
+from nablad_service.requests.faults import first_fault
+from nablad_service.requests.handles import with_values
+from nablad_service.requests.recalling import Lookups, Recall
+from nablad_service.requests.shortcuts import evaluation
+from nablad_service.requests.validation import evaluate_query, gradient_query
 
 MessageT = TypeVar("MessageT", bound=Message)
 

@@ -20,11 +20,11 @@ from nablad_service.engine.executable import Executable
 from nablad_service.engine.planner import Variant
 from nablad_service.engine.race import Result, Round, race
 from nablad_service.engine.timing import steady
-from nablad_service.learned_plans import LearnedPlan, LearnedPlans, Timed
 from nablad_service.metrics import Metrics
+from nablad_service.planning.learned_plans import LearnedPlan, LearnedPlans, Timed
 from nablad_service.query import Query, Signature
-from nablad_service.scheduler import Scheduler
-from nablad_service.watched_threads import WatchedThreads
+from nablad_service.running.scheduler import Scheduler
+from nablad_service.running.watched_threads import WatchedThreads
 
 T = TypeVar("T")
 

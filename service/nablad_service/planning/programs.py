@@ -23,11 +23,11 @@ from nablad_service.engine.examples import examples_of
 from nablad_service.engine.executable import Executable, Traced
 from nablad_service.engine.padding import Unpadded
 from nablad_service.engine.planner import Choices
-from nablad_service.learned_plans import LearnedPlan, LearnedPlans
 from nablad_service.metrics import Metrics
-from nablad_service.planning import Planned
+from nablad_service.planning.documents import Planned
+from nablad_service.planning.learned_plans import LearnedPlan, LearnedPlans
 from nablad_service.query import Query, Signature
-from nablad_service.watched_threads import Overrun, Stuck, WatchedThreads
+from nablad_service.running.watched_threads import Overrun, Stuck, WatchedThreads
 
 T = TypeVar("T")
 

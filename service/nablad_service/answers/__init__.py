@@ -1,0 +1,1 @@
+"""From a result to the bytes of its answer."""

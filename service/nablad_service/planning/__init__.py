@@ -1,0 +1,1 @@
+"""Programs from their text to what is compiled, and what timing teaches about them."""

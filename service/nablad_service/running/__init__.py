@@ -1,0 +1,1 @@
+"""Turns on the device and on other threads."""

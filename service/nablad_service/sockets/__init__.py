@@ -1,0 +1,1 @@
+"""Where callers come in: addresses, the protocol on a connection, memory shared with them."""
