@@ -58,7 +58,7 @@ the parameters at every step, receive the gradient and update in NumPy, on one v
 *Resident* points are put on the server once, *sent* ones travel at every step. *The engine* is the
 service's compiled program called directly, with the same Adam in NumPy: the difference to a client is the
 wire, the difference to JAX is the differentiation. In a *session* the parameters stay on the server, and
-the loop asks for gradient and step without waiting for the answers until {block} steps are done. */v1/train*
+the loop asks for gradient and step, in one call, without waiting for the answers until {block} steps are done. */v1/train*
 is the whole loop on the server, {block} steps a run: each run goes on from the save of the one before, and
 its time includes that. Programs keep the plan of the static rules: tuning is off. *Moved* are the bytes of
 bodies in both directions, as the server counts them."""
@@ -155,9 +155,7 @@ def session(client: nablad.Client, points: Mapping[str, Handle], stack: ExitStac
     def steps(on: nablad.Session, count: int) -> list[float]:
         pending = []
         for _ in range(count):
-            pending.append(on.gradient(burgers.PROGRAM, inputs=points))
-            step = on.step()
-        step.result()
+            pending.append(on.gradient(burgers.PROGRAM, inputs=points, step=True))
         return [one.result().value for one in pending]
 
     with client.session(optimiser=OPTIMISER, model="net") as another:

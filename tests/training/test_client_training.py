@@ -78,6 +78,20 @@ def test_a_session_with_futures_is_the_run_of_optax(client: nablad.Client, expec
         client.session(name=session.name, resume=True)
 
 
+def test_a_gradient_may_step_at_once(client: nablad.Client, expected: dict[str, Any]) -> None:
+    with client.session(model="net", optimiser=ADAM) as session:
+        results = [session.gradient(LOSS, inputs=batch(step), step=True) for step in range(STEPS)]
+        last = results[-1].result()
+        assert last.stepped is not None
+        assert (last.stepped.step, last.accumulated) == (STEPS, 0)
+        assert repr(session) == f"<Session '{session.name}' at step {STEPS}>"
+        assert repr(last).endswith(f"step {STEPS}>")
+        close(session.params().params, expected)
+        slow = session.gradient(LOSS, inputs=batch(0), step={"learning_rate": 0.0}).result().stepped
+        assert slow is not None
+        assert (slow.learning_rate, slow.update_norm) == (0.0, 0.0)
+
+
 def test_a_session_of_a_python_function_and_asyncio_is_too(
     client: nablad.Client, expected: dict[str, Any]
 ) -> None:

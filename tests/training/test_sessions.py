@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from sessions_over_http import begun
+from sessions_over_http import begun, problem
 
 LOSS = "mean((model(x) - y)**2)"
 STEPS = 500 if os.environ.get("LONG") else 60
@@ -234,6 +234,38 @@ def test_the_same_program_in_two_sessions_is_compiled_once(trainer):
         answer = session.call("gradient", loss=f"{LOSS} + 0.125", inputs={"x": x, "y": y})
         compiled.append(answer["timing"]["compiled"])
     assert compiled == [True, False]
+
+
+@pytest.mark.parametrize(
+    "optimiser", [ADAM, {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}, {"name": "lbfgs"}]
+)
+def test_a_gradient_that_steps_is_a_gradient_and_a_step(trainer, optimiser):
+    one, two = (begun(trainer, models={"model": "net"}, optimiser=optimiser) for _ in range(2))
+    own = [{}, {"clip_norm": 0.01}, {"frozen": ["model.params[layer_2.*]"]}]
+    for number, (x, y) in enumerate(batches(6)):
+        call = {"loss": LOSS, "inputs": {"x": x, "y": y}, "terms": []}
+        together = one.call("gradient", **call, step=own[number % 3]) if number % 2 else None
+        if together is None:  # a mean of several comes first
+            one.call("gradient", **call)
+        apart = two.call("gradient", **call)
+        if together is not None:
+            stepped = two.call("step", **own[number % 3])
+            assert together["value"] == apart["value"]
+            assert together["accumulated"] == 0
+            assert together["stepped"] == {k: v for k, v in stepped.items() if k != "sequence"}
+    assert one.get()["step"] == two.get()["step"] == 3
+    ours, theirs = (each.get("params")["params"]["model"] for each in (one, two))
+    for leaf in LABELS:
+        np.testing.assert_array_equal(ours[leaf], theirs[leaf])
+
+
+def test_a_gradient_whose_step_is_refused_adds_nothing(trainer):
+    ((x, y),) = batches(1)
+    session = begun(trainer, models={"model": "net"}, optimiser={"name": "adam", "learning_rate": 0.1})
+    refused = session.post("gradient", loss=LOSS, inputs={"x": x, "y": y}, step={"weight_decay": 0.1})
+    assert problem(refused)["code"] == "optimiser"
+    assert session.get()["accumulated"] == session.get()["step"] == 0
+    assert session.call("gradient", loss=LOSS, inputs={"x": x, "y": y}, step={})["stepped"]["step"] == 1
 
 
 def test_inputs_come_by_handle(trainer):

@@ -118,6 +118,7 @@ class AsyncSession:
         examples_at_once: int | None = None,
         memory_limit: int | None = None,
         seed: int | None = None,
+        step: bool | Mapping[str, Any] = False,
     ) -> AsyncPending[SessionGradientResult]:
         """Compute a loss and its gradients, and add them to what the next step takes the mean of.
 
@@ -153,6 +154,7 @@ class AsyncSession:
             gradients=gradients,
             weight=weight,
             seed=seed,
+            step=step,
         )
         return self._submit("gradient", self._its.gradient, members)
 
@@ -229,7 +231,7 @@ class AsyncSession:
             self._order.failed(pending, error)
             pending.fail(error)
         else:
-            self._order.step = getattr(result, "step", self._order.step)
+            self._order.took(result)
             pending.succeed(result)
 
     async def _read(self, call: Call[T]) -> T:

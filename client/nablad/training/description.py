@@ -77,8 +77,10 @@ def gradient_members(
     gradients: bool,
     weight: float,
     seed: int | None,
+    step: bool | Mapping[str, Any],
 ) -> dict[str, Any]:
     """The members of a session's `gradient`, its number aside."""
+    settings = {} if step is True else step
     return {
         **computation.members(subject.names, encode, subject.trained),
         "term_gradients": term_gradients,
@@ -86,6 +88,7 @@ def gradient_members(
         "gradients": gradients,
         "weight": weight,
         "seed": seed,
+        "step": None if settings is False else dict(settings),
     }
 
 

@@ -92,6 +92,15 @@ class Computation(Message):
     memory_limit: int | None = Field(None, gt=0)
 
 
+class StepSettings(Message):
+    """What holds for one step, in place of the optimiser's own settings."""
+
+    learning_rate: float | None = Field(None, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+    frozen: list[str] | None = None
+
+
 class SessionGradient(Numbered, Computation):
     """`POST /v1/sessions/{name}/gradient`: compute, and add to what the next step takes the mean of."""
 
@@ -102,18 +111,13 @@ class SessionGradient(Numbered, Computation):
     gradients: bool = Field(False, description="Whether to return the arrays of this call's gradients too.")
     weight: float = Field(1.0, gt=0, description="Of this call in the mean; examples in the batch, say.")
     seed: int | None = Field(None, description="Of random operators; by default the session draws one.")
+    step: StepSettings | None = Field(
+        None, description="Whether to update at once, as `step` does: one call in place of two."
+    )
 
 
-class SessionStep(Numbered):
-    """`POST /v1/sessions/{name}/step`: update with the mean of the gradients since the last step.
-
-    What is named here holds for this step; the optimiser's own settings for all others.
-    """
-
-    learning_rate: float | None = Field(None, ge=0)
-    clip_norm: float | None = Field(None, gt=0)
-    weight_decay: float | None = Field(None, ge=0)
-    frozen: list[str] | None = None
+class SessionStep(Numbered, StepSettings):
+    """`POST /v1/sessions/{name}/step`: update with the mean of the gradients since the last step."""
 
 
 class SessionSave(Numbered):
@@ -142,6 +146,15 @@ class Standing(BaseModel):
     last_used: datetime
 
 
+class Stepped(BaseModel):
+    """What came of a step."""
+
+    step: int = Field(description="Steps done, this one counted.")
+    learning_rate: float | None
+    gradient_norm: float = Field(description="Of the mean of the gradients, before clipping.")
+    update_norm: float
+
+
 class SessionGradientAnswer(BaseModel):
     """The answer of `gradient`; arrays among `outputs` and `gradients` only."""
 
@@ -150,18 +163,15 @@ class SessionGradientAnswer(BaseModel):
     terms: dict[str, float]
     norms: dict[str, float] = Field(description="Norm of this call's gradient by what is trained.")
     term_norms: dict[str, dict[str, float]] = Field(default_factory=dict)
-    accumulated: int
+    accumulated: int = Field(description="Gradients since the last step.")
+    stepped: Stepped | None = Field(None, description="Of the step, where the call asked for one.")
     timing: Timing
 
 
-class SessionStepAnswer(BaseModel):
+class SessionStepAnswer(Stepped):
     """The answer of `step`."""
 
     sequence: int
-    step: int = Field(description="Steps done, this one counted.")
-    learning_rate: float | None
-    gradient_norm: float = Field(description="Of the mean of the gradients, before clipping.")
-    update_norm: float
 
 
 # Loops -----------------------------------------------------------------------------------------------

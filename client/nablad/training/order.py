@@ -18,6 +18,7 @@ class Order:
 
     def __init__(self, standing: Standing) -> None:
         self._name = standing.name
+        self.step = standing.step
         self._go_on(standing.generation, standing.sequence, standing.step)
         self._unsure = False
         self._told = standing.generation
@@ -63,6 +64,11 @@ class Order:
                 self._unsure = True
             elif error.generation > self.generation:
                 self._go_on(error.generation, error.sequence, error.step)
+
+    def took(self, result: object) -> None:
+        """Take note of the step that a call's result tells."""
+        stepped = getattr(result, "stepped", None) or result
+        self.step = getattr(stepped, "step", self.step)
 
     def follow(self, standing: Standing) -> None:
         """Go on from where the session stands; nothing is under way.

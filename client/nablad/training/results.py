@@ -31,11 +31,14 @@ class SessionGradientResult:
     outputs: dict[str, Any] = field(default_factory=dict)
     gradients: dict[str, Gradient] = field(default_factory=dict)
     """By what is trained, where `gradients=True` asked for them."""
+    stepped: StepResult | None = None
+    """Of the step, where `step=True` asked for one."""
 
     def __repr__(self) -> str:
         said = [f"value={self.value:.7g}", *(f"{name}={value:.4g}" for name, value in self.terms.items())]
         said += [f"|{name}|={norm:.4g}" for name, norm in self.norms.items()]
-        return f"<SessionGradientResult {self.sequence}: {' '.join(said)}, {self.accumulated} accumulated>"
+        then = f"step {self.stepped.step}" if self.stepped else f"{self.accumulated} accumulated"
+        return f"<SessionGradientResult {self.sequence}: {' '.join(said)}, {then}>"
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class TrainedParams:
 
 def read_session_gradient(answer: dict[str, Any]) -> SessionGradientResult:
     """The answer of `POST /v1/sessions/{name}/gradient`."""
+    stepped = answer.get("stepped")
     return SessionGradientResult(
         sequence=int(answer["sequence"]),
         value=float(answer["value"]),
@@ -85,6 +89,7 @@ def read_session_gradient(answer: dict[str, Any]) -> SessionGradientResult:
         norms=_numbers(answer["norms"]),
         accumulated=int(answer["accumulated"]),
         timing=Timing.model_validate(answer["timing"]),
+        stepped=read_step({**stepped, "sequence": answer["sequence"]}) if stepped else None,
         term_norms={term: _numbers(norms) for term, norms in answer.get("term_norms", {}).items()},
         outputs=decode_tree(answer.get("outputs", {}), "outputs"),
         gradients=decode_tree(answer.get("gradients", {}), "gradients"),

@@ -120,6 +120,7 @@ class Session:
         examples_at_once: int | None = None,
         memory_limit: int | None = None,
         seed: int | None = None,
+        step: bool | Mapping[str, Any] = False,
     ) -> Pending[SessionGradientResult]:
         """Compute a loss and its gradients, and add them to what the next step takes the mean of.
 
@@ -138,6 +139,8 @@ class Session:
             examples_at_once: compute so many examples at a time.
             memory_limit: bytes that the computation may take, by estimate.
             seed: seed of random operators; by default the session draws one.
+            step: whether to update at once, as `step` does, and with which of its settings: one call in
+                place of two. What came of it is `stepped` of the result.
 
         Raises:
             SessionRestored: the session came from a save, and nobody has been told.
@@ -155,6 +158,7 @@ class Session:
             gradients=gradients,
             weight=weight,
             seed=seed,
+            step=step,
         )
         return self._submit("gradient", self._its.gradient, members)
 
@@ -219,7 +223,7 @@ class Session:
             self._order.failed(pending, error)
             pending.set_exception(error)
         else:
-            self._order.step = getattr(result, "step", self._order.step)
+            self._order.took(result)
             pending.set_result(result)
         finally:
             self._room.release()

@@ -19,7 +19,6 @@ from nablad.training.messages import (
     SessionRequest,
     SessionSave,
     SessionStep,
-    SessionStepAnswer,
     Standing,
 )
 from nablad_service.requests.reading import Body
@@ -35,6 +34,7 @@ from nablad_service.routes.bodies import (
 from nablad_service.routes.leaving import CLOSED, CallerLeft, while_there
 from nablad_service.routes.schema import takes
 from nablad_service.running.off_loop import off_loop
+from nablad_service.training.computing import Stepped
 from nablad_service.training.labels import parameter_of
 from nablad_service.training.sessions import Sessions
 
@@ -82,7 +82,7 @@ async def gradient(request: Request, name: str) -> Response:
         asked, timed = await while_there(request, _sessions(request).gradient(name, body, lookups))
     except CallerLeft:
         return Response(status_code=CLOSED)
-    computed, accumulated = timed.result
+    computed, accumulated, stepped = timed.result
     timing = Timing(
         queue_ms=timed.finished.waited * 1e3,
         compile_ms=timed.compiling * 1e3,
@@ -99,6 +99,8 @@ async def gradient(request: Request, name: str) -> Response:
         timing=timing,
     )
 
+    documents = {"timing": timing.__dict__, "stepped": None if stepped is None else _stepped(*stepped)}
+
     def encoded() -> dict[str, Any]:
         arrays = {}
         if asked.outputs:
@@ -109,7 +111,7 @@ async def gradient(request: Request, name: str) -> Response:
 
     size = 0 if not (asked.gradients or asked.outputs) else len(body.data) + computed.bytes
     arrays = await off_loop(size, encoded)
-    response = document({**_words(told.__dict__ | {"timing": timing.__dict__}, body), **arrays}, body.answer)
+    response = document({**_words(told.__dict__ | documents, body), **arrays}, body.answer)
     response.headers["Server-Timing"] = server_timing(timing)
     return response
 
@@ -122,15 +124,7 @@ async def step(request: Request, name: str) -> Response:
         asked, timed = await while_there(request, _sessions(request).step(name, body))
     except CallerLeft:
         return Response(status_code=CLOSED)
-    stepped, count = timed.result
-    told = SessionStepAnswer.model_construct(
-        sequence=asked.sequence,
-        step=count,
-        learning_rate=stepped.learning_rate,
-        gradient_norm=stepped.gradient_norm,
-        update_norm=stepped.update_norm,
-    )
-    return document(_words(told.__dict__, body), body.answer)
+    return document(_words({"sequence": asked.sequence, **_stepped(*timed.result)}, body), body.answer)
 
 
 @router.post("/{name}/save", openapi_extra=takes(SessionSave), summary="Save")
@@ -199,6 +193,11 @@ def by_entry(arrays: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found.setdefault(f"{parameter[0]}.params", {})[parameter[1]] = array
     return found
+
+
+def _stepped(stepped: Stepped, count: int) -> dict[str, Any]:
+    """What came of a step, as it travels."""
+    return {"step": count, **vars(stepped)}
 
 
 def _words(value: Any, body: Body) -> Any:

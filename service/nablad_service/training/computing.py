@@ -112,11 +112,10 @@ class Accumulation:
     structure: Any
     """Of the figures: a tree with their names."""
 
-    def run(self, state: TrainingState, call: Call) -> tuple[TrainingState, Computed, Batch]:
-        """The state after the call, what it tells, and the call as a line search needs it.
+    def run(self, state: TrainingState, call: Call) -> tuple[TrainingState, Any, Batch]:
+        """The state after the call, what `computed` reads, and the call as a line search needs it.
 
-        Raises:
-            Refusal: `out_of_memory`, `function_failed`.
+        Nothing is waited for: what comes next can be begun.
         """
         models = {name: state.models[name] for name in self.models}
         params, gradients = (
@@ -124,7 +123,6 @@ class Accumulation:
         )
         with failures_told():
             done = self.compiled(params, models, gradients, state.value, state.weight, state.key, call)
-            told = on_host(done["told"])
         after = state._replace(
             models={**state.models, **done["models"]},
             gradients={**state.gradients, **done["gradients"]},
@@ -132,14 +130,23 @@ class Accumulation:
             weight=done["weight"],
             key=done["key"],
         )
+        around = Around(call.inputs, models, done["seed"], call.terms)
+        return after, done["told"], Batch(self.program, self.gradient, around, call.weight)
+
+    def computed(self, told: Any) -> Computed:
+        """What a call tells, waited for.
+
+        Raises:
+            Refusal: `out_of_memory`, `function_failed`.
+        """
+        with failures_told():
+            told = on_host(told)
         figures = jax.tree.unflatten(self.structure, told["figures"].tolist())
-        computed = Computed(
+        return Computed(
             **{**figures, "finite": bool(figures["finite"])},
             outputs=told["outputs"],
             gradients=told["gradients"],
         )
-        around = Around(call.inputs, models, done["seed"], call.terms)
-        return after, computed, Batch(self.program, self.gradient, around, call.weight)
 
 
 def compile_accumulation(
@@ -228,17 +235,24 @@ class Stepping:
 
     def run(
         self, state: TrainingState, values: StepValues, batches: Sequence[Batch]
-    ) -> tuple[TrainingState, Stepped]:
-        """The state after a step with the mean of the gradients, and what it tells.
+    ) -> tuple[TrainingState, Any]:
+        """The state after a step with the mean of the gradients, and what `stepped` reads.
+
+        Nothing is waited for.
+        """
+        with failures_told():
+            done, figures = self.compiled(_changing(state), values, _values_of(batches))
+        return done._replace(models=state.models, key=state.key), figures
+
+    def stepped(self, figures: Any) -> Stepped:
+        """What a step tells, waited for.
 
         Raises:
             Refusal: `out_of_memory`.
         """
         with failures_told():
-            done, figures = self.compiled(_changing(state), values, _values_of(batches))
             rate, gradient_norm, update_norm = on_host(figures).tolist()
-        after = done._replace(models=state.models, key=state.key)
-        return after, Stepped(rate if self.rated else None, gradient_norm, update_norm)
+        return Stepped(rate if self.rated else None, gradient_norm, update_norm)
 
 
 def compile_step(rule: Rule, state: TrainingState, values: StepValues, batches: Sequence[Batch]) -> Stepping:

@@ -27,7 +27,7 @@ import optax
 from numpy.typing import NDArray
 
 from nablad.problems import Refusal
-from nablad.training.messages import Optimiser, Schedule, SessionStep
+from nablad.training.messages import Optimiser, Schedule, StepSettings
 from nablad_service.language.places import nearest
 from nablad_service.training.labels import matching
 from nablad_service.training.optax_calls import Settings, keywords, settings_of
@@ -215,7 +215,7 @@ def rule_of(optimiser: Optimiser, params: Arrays) -> Rule:
 
 
 def values_of(
-    optimiser: Optimiser, rule: Rule, labels: Sequence[str], step: SessionStep | None = None
+    optimiser: Optimiser, rule: Rule, labels: Sequence[str], step: StepSettings | None = None
 ) -> StepValues:
     """The values of a step: those that it names, the optimiser's own for the others.
 
@@ -226,7 +226,7 @@ def values_of(
         Refusal: `optimiser` where the step names what the optimiser does not have, `invalid_request` where
             something frozen is not trained.
     """
-    asked = SessionStep(sequence=1) if step is None else step
+    asked = StepSettings() if step is None else step
     rate = asked.learning_rate
     if rate is not None and (not rule.has_learning_rate or rule.name == "rprop"):
         raise Refusal(

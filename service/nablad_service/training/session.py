@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nablad.problems import Refusal
-from nablad.training.messages import Optimiser, SessionGradient, SessionStep, Standing
+from nablad.training.messages import Optimiser, SessionGradient, Standing, StepSettings
 from nablad_service.engine.placement import Placement
 from nablad_service.planning.learned_plans import LearnedPlans
 from nablad_service.query import Query, Signature, arguments
 from nablad_service.running.scheduler import Finished, Scheduler
-from nablad_service.training.computing import DRAWN, Batch, Call, Computed
-from nablad_service.training.optimisers import Rule, values_of
+from nablad_service.training.computing import DRAWN, Batch, Call, Computed, Stepped
+from nablad_service.training.optimisers import Rule, StepValues, values_of
 from nablad_service.training.order import Order
 from nablad_service.training.pieces import Pieces
 from nablad_service.training.session_questions import Questions, Trainee
@@ -140,8 +140,13 @@ class Session:
         return {"step": self.progress.step, "sequence": self.order.done, "generation": self.generation}
 
     async def gradient(self, request: SessionGradient, query: Query) -> Timed:
-        """Compute, and add to the sums. The turn of a call; the result is a `Computed`."""
+        """Compute, and add to the sums; then step, where that is asked for. The turn of a call.
+
+        The result is a `Computed`, how many have been added since the last step, and the result of `step`, or
+        None.
+        """
         progress, before = self.progress, self._state()
+        values = None if request.step is None else self._values_of(request.step)
         started = time.perf_counter()
         accumulation, compiled = await self.device.pieces.accumulation(
             query,
@@ -150,38 +155,60 @@ class Session:
             self._call(request, query, arguments(query)["inputs"]),
             with_gradients=request.gradients,
         )
+        stepping = None
+        if values is not None and not self.rule.needs_loss:
+            stepping, also = await self.device.pieces.step(self.rule, before, values, [])
+            compiled = compiled or also
         compiling = time.perf_counter() - started if compiled else 0.0
 
-        def work() -> tuple[TrainingState, Computed, Batch | None]:
+        def work() -> tuple[TrainingState, Computed, Batch | None, Stepped | None]:
             given = self.device.placement.arguments(query)
             call = self._call(request, query, given["inputs"])
-            state, computed, batch = accumulation.run(before, call)
-            return state, computed, batch.kept() if self.rule.needs_loss else None
+            state, told, batch = accumulation.run(before, call)
+            if stepping is None or values is None:
+                kept = batch.kept() if self.rule.needs_loss else None
+                return state, accumulation.computed(told), kept, None
+            state, figures = stepping.run(state, values, [])
+            return state, accumulation.computed(told), None, stepping.stepped(figures)
 
         finished = await self.device.scheduler.run(work)
-        state, computed, batch = finished.result
+        state, computed, batch, stepped = finished.result
+        if stepped is not None:
+            self.progress = Progress(state, progress.step + 1)
+            return Timed((computed, 0, (stepped, self.progress.step)), finished, compiled, compiling)
         pending = progress.pending
         if batch is not None:
-            pending = (*pending, Pending(request.model_copy(update={"inputs": {}}), batch))
+            kept = request.model_copy(update={"inputs": {}, "step": None})
+            pending = (*pending, Pending(kept, batch))
         self.progress = Progress(state, progress.step, progress.accumulated + 1, pending)
-        return Timed((computed, self.progress.accumulated), finished, compiled, compiling)
+        taken = None if request.step is None else (await self.step(request.step)).result
+        return Timed((computed, self.progress.accumulated, taken), finished, compiled, compiling)
 
-    async def step(self, request: SessionStep) -> Timed:
+    async def step(self, request: StepSettings) -> Timed:
         """Update with the mean of the gradients. The turn of a call."""
         progress, before = self.progress, self._state()
         if not progress.accumulated:
             detail = "there is no gradient since the last step; call gradient before step"
             raise Refusal("no_gradient", detail)
-        named = request.model_fields_set - {"sequence", "generation"}
-        values = values_of(self.optimiser, self.rule, self.labels, request) if named else self._values
+        values = self._values_of(request)
         batches = [one.batch for one in progress.pending]
         started = time.perf_counter()
         stepping, compiled = await self.device.pieces.step(self.rule, before, values, batches)
         compiling = time.perf_counter() - started if compiled else 0.0
-        finished = await self.device.scheduler.run(lambda: stepping.run(before, values, batches))
+
+        def work() -> tuple[TrainingState, Stepped]:
+            state, figures = stepping.run(before, values, batches)
+            return state, stepping.stepped(figures)
+
+        finished = await self.device.scheduler.run(work)
         state, stepped = finished.result
         self.progress = Progress(state, progress.step + 1)
         return Timed((stepped, self.progress.step), finished, compiled, compiling)
+
+    def _values_of(self, step: StepSettings) -> StepValues:
+        """Of a step; those of the optimiser are read once."""
+        named = step.model_fields_set & set(StepSettings.model_fields)
+        return values_of(self.optimiser, self.rule, self.labels, step) if named else self._values
 
     def _state(self) -> TrainingState:
         assert self.progress.state is not None
