@@ -58,9 +58,9 @@ the parameters at every step, receive the gradient and update in NumPy, on one v
 *Resident* points are put on the server once, *sent* ones travel at every step. *The engine* is the
 service's compiled program called directly, with the same Adam in NumPy: the difference to a client is the
 wire, the difference to JAX is the differentiation. In a *session* the parameters stay on the server, and
-the loop asks for gradient and step, in one call, without waiting for the answers until {block} steps are done. */v1/train*
-is the whole loop on the server, {block} steps a run: each run goes on from the save of the one before, and
-its time includes that. Programs keep the plan of the static rules: tuning is off. *Moved* are the bytes of
+the loop asks for gradient and step, in one call, without waiting for the answers until {block} steps are
+done. */v1/train* is the whole loop on the server, {block} steps a run: each run goes on from the save of
+the one before, and its time includes that. Programs keep the plan of the static rules: tuning is off. *Moved* are the bytes of
 bodies in both directions, as the server counts them."""
 
 
@@ -153,9 +153,7 @@ def session(client: nablad.Client, points: Mapping[str, Handle], stack: ExitStac
     """A session of the service, and the loop here."""
 
     def steps(on: nablad.Session, count: int) -> list[float]:
-        pending = []
-        for _ in range(count):
-            pending.append(on.gradient(burgers.PROGRAM, inputs=points, step=True))
+        pending = [on.gradient(burgers.PROGRAM, inputs=points, step=True) for _ in range(count)]
         return [one.result().value for one in pending]
 
     with client.session(optimiser=OPTIMISER, model="net") as another:
