@@ -60,8 +60,8 @@ service's compiled program called directly, with the same Adam in NumPy: the dif
 wire, the difference to JAX is the differentiation. In a *session* the parameters stay on the server, and
 the loop asks for gradient and step, in one call, without waiting for the answers until {block} steps are
 done. */v1/train* is the whole loop on the server, {block} steps a run: each run goes on from the save of
-the one before, and its time includes that. Programs keep the plan of the static rules: tuning is off. *Moved* are the bytes of
-bodies in both directions, as the server counts them."""
+the one before, and its time includes that. Programs keep the plan of the static rules: tuning is off.
+*Moved* are the bytes of bodies in both directions, as the server counts them."""
 
 
 @dataclass
