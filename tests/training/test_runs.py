@@ -215,7 +215,7 @@ def test_examples_come_in_batches_also_by_handle(trainer: httpx.Client) -> None:
 def test_runs_belong_to_a_tenant(trainer: httpx.Client) -> None:
     trained(trainer, **FIT, name="my-run")
     other = {"Nablad-Tenant": "other"}
-    assert trainer.get("/v1/train/mine", headers=other).status_code == 404
+    assert trainer.get("/v1/train/my-run", headers=other).status_code == 404
     assert trainer.get("/v1/train", headers=other).json() == {"runs": []}
     assert "my-run" in [run["name"] for run in trainer.get("/v1/train").json()["runs"]]
 
