@@ -12,11 +12,12 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from nablad.messages import Binding, NonFinite
+from nablad.messages import NonFinite
 from nablad.problems import Problem, Refusal
 from nablad.training.messages import Ended, Report, RunStanding, TrainRequest
 from nablad_service.engine.placement import Placement
 from nablad_service.planning.programs import Programs
+from nablad_service.requests.validation import binding_of
 from nablad_service.running.scheduler import Finished, Scheduler
 from nablad_service.training.balance import balanced
 from nablad_service.training.events import Events
@@ -352,7 +353,7 @@ class Run:
             "kind": "run",
             "step": self.step,
             "optimiser": stage.optimiser.model_dump(),
-            "models": {name: hosted_name(bound) for name, bound in self.request.models.items()},
+            "models": {name: binding_of(bound).name for name, bound in self.request.models.items()},
             "digests": {one.name: one.digest for one in stage.query.signature.models},
             "modes": {one.name: one.mode for one in stage.query.signature.models},
             "trained": list(self.request.trained),
@@ -434,8 +435,3 @@ class Run:
 
     def _elapsed(self) -> float:
         return self._seconds + time.monotonic() - self._since
-
-
-def hosted_name(bound: Binding | str) -> str:
-    """The name under which a bound model is hosted."""
-    return bound if isinstance(bound, str) else bound.name

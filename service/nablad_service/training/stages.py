@@ -98,15 +98,18 @@ class Stage:
         The optimiser's part of the state is missing still.
         """
         placed = jax.device_put(placement.arguments(self.query))
-        drawn = {input_ for feed in self.feeds.values() for input_ in feed.picked.inputs}
-        inputs = {
-            name: value
-            for name, value in placed["inputs"].items()
-            if name not in drawn and name not in self.loop.gradient.labels
-        }
         params = {label: _leaf(placed, label) for label in self.loop.gradient.labels}
         models = {name: dict(leaves) for name, leaves in placed["state"].items()}
-        return inputs, LoopState(params, models, None)
+        return self.fixed(placed["inputs"]), LoopState(params, models, None)
+
+    def fixed(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Those inputs of the program that are neither trained nor drawn."""
+        drawn = {input_ for feed in self.feeds.values() for input_ in feed.picked.inputs}
+        return {
+            name: value
+            for name, value in inputs.items()
+            if name not in drawn and name not in self.loop.gradient.labels
+        }
 
     def asked_at(self, state: LoopState, given: Given, step: int) -> Query:
         """What the program of a step is asked, as a query of its own."""
@@ -281,13 +284,7 @@ class CompiledLoops:
 
 def _compiled(stage: Stage, weights: Mapping[str, float]) -> CompiledLoop:
     like = stage.like()
-    given = arguments(stage.query)
-    drawn = {input_ for feed in stage.feeds.values() for input_ in feed.picked.inputs}
-    inputs = {
-        name: value
-        for name, value in given["inputs"].items()
-        if name not in drawn and name not in stage.loop.gradient.labels
-    }
+    inputs = stage.fixed(arguments(stage.query)["inputs"])
     blocks = {name: feed.block(0) for name, feed in stage.feeds.items()}
     state = LoopState(like.params, like.models, like.optimiser)
     data = {name: feed.data() for name, feed in stage.feeds.items()}
