@@ -268,6 +268,15 @@ def test_a_gradient_whose_step_is_refused_adds_nothing(trainer):
     assert session.call("gradient", loss=LOSS, inputs={"x": x, "y": y}, step={})["stepped"]["step"] == 1
 
 
+def test_a_misspelt_setting_of_a_step_names_the_nearest_one(trainer):
+    ((x, y),) = batches(1)
+    session = begun(trainer, models={"model": "net"}, optimiser=ADAM)
+    given = {"loss": LOSS, "inputs": {"x": x, "y": y}, "step": {"learning_rat": 0.1}}
+    told = problem(session.post("gradient", **given))
+    detail = "'step.learning_rat' is not a member of the request; did you mean 'learning_rate'?"
+    assert (told["code"], told["detail"]) == ("invalid_request", detail)
+
+
 def test_inputs_come_by_handle(trainer):
     ((x, y),) = batches(1)
     session = begun(trainer, models={"model": "net"}, optimiser=ADAM)

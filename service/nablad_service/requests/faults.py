@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from nablad.messages import Binding, Message
+from nablad.messages import Message
 from nablad_service.language.places import nearest
 
 # pydantic speaks Python; requests are JSON.
@@ -27,14 +27,29 @@ def first_fault(error: ValidationError, structure: Any, kind: type[Message]) -> 
     path, fault = max(faults, key=lambda found: len(found[0]))
     where = ".".join(path)
     if fault["type"] == "extra_forbidden":
-        known = list(kind.model_fields) if len(path) == 1 else list(Binding.model_fields)
-        return f"'{where}' is not a member of the request{nearest(path[-1], known)}"
+        return f"'{where}' is not a member of the request{nearest(path[-1], _members(kind, path[:-1]))}"
     if fault["type"] == "missing":
         return f"the request lacks its member '{where}'"
     message = (fault["msg"][0].lower() + fault["msg"][1:]).split(" or instance of")[0]
     for word, better in WORDS.items():
         message = message.replace(word, better)
     return f"'{where}': {message}"
+
+
+def _members(kind: type[Message], path: Sequence[str]) -> list[str]:
+    """The members that the message at `path` may have; names in mappings and places in lists lead nowhere."""
+    kinds = [kind]
+    for part in path:
+        fields = [one.model_fields[part] for one in kinds if part in one.model_fields]
+        kinds = [inner for field in fields for inner in _messages_in(field.annotation)] or kinds
+    return [name for one in kinds for name in one.model_fields]
+
+
+def _messages_in(annotation: Any) -> Iterator[type[Message]]:
+    if isinstance(annotation, type) and issubclass(annotation, Message):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _messages_in(part)
 
 
 def _path(location: tuple[int | str, ...], structure: Any, *, missing: bool) -> list[str]:
