@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from nablad.problems import Refusal
-from nablad_service.training.order import AHEAD, Order
+from nablad_service.training.order import AHEAD, Order, Turn, Work
 
 
 def order(done: int = 0, patience: float = 60.0) -> Order:
     return Order(done, patience=patience, about=lambda: {"sequence": done})
 
 
-def telling(log: list[Any], number: int) -> Callable[[], Awaitable[int]]:
-    async def work() -> int:
+def telling(log: list[Any], number: int) -> Work:
+    async def work(turn: Turn) -> int:
         log.append(number)
         return number
 
@@ -43,7 +42,7 @@ def test_a_call_that_comes_again_is_answered_again_and_not_done_again() -> None:
     async def scenario() -> None:
         calls, log, go = order(), list[int](), asyncio.Event()
 
-        async def slow() -> str:
+        async def slow(turn: Turn) -> str:
             log.append(1)
             await go.wait()
             return "done"
@@ -75,7 +74,7 @@ def test_a_refused_call_has_been_done_too() -> None:
     async def scenario() -> None:
         calls, log = order(), list[int]()
 
-        async def refusing() -> None:
+        async def refusing(turn: Turn) -> None:
             log.append(1)
             raise Refusal("no_gradient", "there is none")
 
@@ -93,7 +92,7 @@ def test_a_call_that_may_be_sent_again_takes_no_number(code: str) -> None:
     async def scenario() -> None:
         calls, log = order(), list[int]()
 
-        async def busy() -> None:
+        async def busy(turn: Turn) -> None:
             raise Refusal(code, "not now")
 
         behind = asyncio.create_task(calls.call(2, b"", telling(log, 2)))
@@ -121,7 +120,7 @@ def test_a_call_waits_as_long_as_it_takes_for_one_that_runs() -> None:
     async def scenario() -> None:
         calls, log, go = order(patience=0.001), list[int](), asyncio.Event()
 
-        async def slow() -> None:
+        async def slow(turn: Turn) -> None:
             await go.wait()
 
         first = asyncio.create_task(calls.call(1, b"", slow))
@@ -148,5 +147,113 @@ def test_numbers_that_cannot_be_are_refused_with_where_it_stands() -> None:
         with refused("sequence", f"call {far} is too far ahead: the last that is done is {last}"):
             await calls.call(far, b"", telling(log, 0))
         assert log == list(range(1, last + 1))
+
+    asyncio.run(scenario())
+
+
+class Device:
+    """Stands for a queue that does one thing after the other, once it may."""
+
+    def __init__(self) -> None:
+        self.began: list[int] = []
+        self.done: list[int] = []
+        self.gates = {number: asyncio.Event() for number in range(1, 9)}
+        self.fails: dict[int, Refusal] = {}
+
+    def work(self, number: int) -> Work:
+        async def work(turn: Turn) -> int:
+            self.began.append(number)
+            turn.let_next_begin()
+            await self.gates[number].wait()
+            if number in self.fails:
+                raise self.fails.pop(number)
+            await turn.alone()
+            self.done.append(number)
+            return number
+
+        return work
+
+
+async def settled() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_the_next_call_begins_when_it_may_and_no_other_before() -> None:
+    async def scenario() -> None:
+        calls, device = order(), Device()
+        tasks = [asyncio.create_task(calls.call(one, b"", device.work(one))) for one in (4, 3, 2, 1)]
+        await settled()
+        assert device.began == [1, 2]  # one is computed, one waits for its end
+        device.gates[2].set()
+        await settled()
+        assert (device.began, device.done, calls.done) == ([1, 2], [], 0)  # answers come in order
+        device.gates[1].set()
+        await settled()
+        assert (device.began, device.done, calls.done) == ([1, 2, 3, 4], [1, 2], 2)
+        device.gates[4].set()
+        device.gates[3].set()
+        assert await asyncio.gather(*tasks) == [4, 3, 2, 1]
+        assert device.done == [1, 2, 3, 4]
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_has_to_be_alone_waits_for_those_before_and_keeps_those_behind() -> None:
+    async def scenario() -> None:
+        calls, device, log = order(), Device(), list[str]()
+
+        async def save(turn: Turn) -> None:
+            await turn.alone()
+            log.append(f"after {calls.done}")
+            await asyncio.sleep(0.01)
+            log.append(f"began {device.began}")
+
+        first = asyncio.create_task(calls.call(1, b"", device.work(1)))
+        saving = asyncio.create_task(calls.call(2, b"", save))
+        third = asyncio.create_task(calls.call(3, b"", device.work(3)))
+        await settled()
+        assert not log
+        device.gates[1].set()
+        device.gates[3].set()
+        await asyncio.gather(first, saving, third)
+        assert log == ["after 1", "began [1]"]
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_gives_its_number_back_takes_the_one_behind_it_along() -> None:
+    async def scenario() -> None:
+        calls, device = order(), Device()
+        device.fails[1] = Refusal("stuck", "not now")
+        tasks = [asyncio.create_task(calls.call(one, b"", device.work(one))) for one in (1, 2, 3)]
+        await settled()
+        device.gates[2].set()
+        device.gates[1].set()
+        with refused("stuck", "not now"):
+            await tasks[0]
+        with refused("stuck", "a call before this one could not be run; send both again"):
+            await tasks[1]
+        assert (device.done, calls.done) == ([], 0)
+        again = [asyncio.create_task(calls.call(one, b"", device.work(one))) for one in (2, 1)]
+        device.gates[3].set()
+        assert await asyncio.gather(*again, tasks[2]) == [2, 1, 3]
+        assert device.done == [1, 2, 3]
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_fails_leaves_those_that_have_begun() -> None:
+    async def scenario() -> None:
+        calls, device = order(), Device()
+        device.fails[1] = Refusal("function_failed", "it raised")
+        tasks = [asyncio.create_task(calls.call(one, b"", device.work(one))) for one in (1, 2)]
+        await settled()
+        device.gates[2].set()
+        device.gates[1].set()
+        with refused("function_failed", "it raised"):
+            await tasks[0]
+        assert await tasks[1] == 2
+        assert calls.done == 2
 
     asyncio.run(scenario())

@@ -1,8 +1,9 @@
 """The calls of a session: in the order of their numbers, each once, whatever order they come in.
 
-Several may be under way at once: a call waits for those before it. One that comes again, since the connection
-broke say, gets the answer of the first. A call that is refused has been done, too: what waits behind it goes
-on. Only one that the server could not begin takes no number and may be sent again.
+Several may be under way at once. A call begins when the one before it lets it, at the latest when that is
+done; answers come in order, too. One that comes again, since the connection broke say, gets the answer of the
+first. A call that is refused has been done: what waits behind it goes on. Only one that the server could not
+begin takes no number and may be sent again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,39 @@ from nablad.problems import CODES, Refusal
 
 AHEAD = 16
 """Calls that may wait for those before them, and answers that are kept."""
+BEGUN = 2
+"""Calls that may have begun and not be done: one is computed, the next waits at the device for its end. With
+more of them, other sessions would wait longer for their turns on the device."""
+
+
+@dataclass(eq=False)
+class Turn:
+    """A call's place among the others, for its work to use."""
+
+    number: int
+    order: Order
+    _let: bool = False
+
+    async def alone(self) -> None:
+        """Wait until all calls before this one are done.
+
+        Raises:
+            Refusal: `stuck` where this one has let the next begin, and one before it gave its number back.
+        """
+        while self.order.done < self.number - 1:
+            if self._let and self.order.begun < self.number:
+                detail = "a call before this one could not be run; send both again"
+                raise Refusal("stuck", detail, extra={"retry_after": 1})
+            await self.order.moved(self.number)
+
+    def let_next_begin(self) -> None:
+        """Nothing that the next call does comes before what this one does from now on."""
+        self._let = True
+        if self.order.begun == self.number - 1:
+            self.order.advance(begun=self.number)
+
+
+Work = Callable[[Turn], Awaitable[Any]]
 
 
 @dataclass(frozen=True)
@@ -31,23 +65,28 @@ class Order:
 
     Args:
         done: number of the last call that was done.
-        patience: seconds that a call waits for one before it that has not come.
+        patience: seconds that calls wait for one before them that has not come.
         about: members of a refusal that say where the session stands.
     """
 
     def __init__(self, done: int, *, patience: float, about: Callable[[], dict[str, Any]]) -> None:
         self.done = done
+        self.begun = done
+        """Number of the last call that lets the next begin; that one may not be done yet."""
         self._patience = patience
         self._about = about
         self._known: dict[int, _Known] = {}
-        self._moved = asyncio.Event()
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        """By number: a call waits for one thing at a time."""
+        self._timer: asyncio.TimerHandle | None = None
+        """Runs while calls wait for one that has not come."""
 
     @property
     def busy(self) -> bool:
         """Whether a call is under way."""
         return any(number > self.done for number in self._known)
 
-    async def call(self, number: int, contents: bytes, work: Callable[[], Awaitable[Any]]) -> Any:
+    async def call(self, number: int, contents: bytes, work: Work) -> Any:
         """The answer of call `number`: of `work` when its turn comes, or the one that it had already.
 
         Args:
@@ -61,10 +100,11 @@ class Order:
         known = self._known.get(number)
         if known is None:
             self._check(number)
-            known = _Known(contents, asyncio.create_task(self._turn(number, work)))
+            known = _Known(contents, asyncio.create_task(self._in_turn(number, work)))
             # A caller that left does not ask how it ended.
             known.task.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._known[number] = known
+            self._look_for_missing()
         elif known.contents != contents:
             detail = f"call {number} was another one; the last that is done is {self.done}"
             raise self._refusal(f"{detail}, send the next as {max(self._known) + 1}")
@@ -82,6 +122,23 @@ class Order:
         for known in self._known.values():
             known.task.cancel()
 
+    def advance(self, *, begun: int, done: int | None = None) -> None:
+        """Wake whom it concerns that calls have begun, or are done."""
+        self.begun = begun
+        self.done = self.done if done is None else done
+        for number in (self.done + 1, self.begun + 1):
+            self._wake(number)
+        self._look_for_missing()
+
+    async def moved(self, number: int) -> None:
+        """Wait until something happens that concerns call `number`."""
+        waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
+        self._look_for_missing()
+        try:
+            await waiting
+        finally:
+            self._waiting.pop(number, None)
+
     def _check(self, number: int) -> None:
         if number <= self.done:
             detail = f"call {number} was done long ago, and its answer is no longer kept"
@@ -90,44 +147,63 @@ class Order:
             detail = f"call {number} is too far ahead: the last that is done is {self.done}"
             raise self._refusal(f"{detail}, and at most {AHEAD} may be under way")
 
-    async def _turn(self, number: int, work: Callable[[], Awaitable[Any]]) -> Any:
-        taken = False
+    async def _in_turn(self, number: int, work: Work) -> Any:
+        turn, taken = Turn(number, self), False
         try:
-            await self._wait_for_those_before(number)
+            while not (self.begun == number - 1 and number - self.done <= BEGUN):
+                await self.moved(number)
             try:
-                answer = await work()
+                answer = await work(turn)
             except Exception as error:
-                taken = not (isinstance(error, Refusal) and _may_come_again(error))
+                if not _may_come_again(error):
+                    await turn.alone()
+                    taken = True
                 raise
+            await turn.alone()
             taken = True
             return answer
         finally:
             if taken:
-                self.done = number
                 self._known.pop(number - AHEAD, None)
+                self.advance(begun=max(number, self.begun), done=number)
             else:
-                self._known.pop(number, None)
-            self._moved.set()
-            self._moved = asyncio.Event()
+                self._give_back(number)
 
-    async def _wait_for_those_before(self, number: int) -> None:
-        while self.done < number - 1:
-            moved, patience = self._moved, self._patience
-            if self.done + 1 in self._known:
-                await moved.wait()
-                continue
-            try:
-                await asyncio.wait_for(moved.wait(), patience)
-            except TimeoutError:
-                missing = self.done + 1
-                if missing not in self._known:
-                    detail = f"call {number} waited {patience:g} s for call {missing}, which did not come"
-                    raise self._refusal(f"{detail}; send that first") from None
+    def _give_back(self, number: int) -> None:
+        """What began after it has to give its own number back, too."""
+        self._known.pop(number, None)
+        self.begun = min(number - 1, self.begun)
+        self._wake(number + 1)
+        self._look_for_missing()
+
+    def _wake(self, number: int) -> None:
+        waiting = self._waiting.get(number)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+    def _look_for_missing(self) -> None:
+        """Begin, or cease, to be impatient."""
+        missing = bool(self._waiting) and self.begun + 1 not in self._known
+        if missing and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._patience, self._lose_patience)
+        elif not missing and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _lose_patience(self) -> None:
+        self._timer = None
+        missing = self.begun + 1
+        for number, waiting in self._waiting.items():
+            if number > missing and not waiting.done():
+                detail = f"call {number} waited {self._patience:g} s for call {missing}, which did not come"
+                waiting.set_exception(self._refusal(f"{detail}; send that first"))
 
     def _refusal(self, detail: str) -> Refusal:
         return Refusal("sequence", detail, extra=self._about())
 
 
-def _may_come_again(refusal: Refusal) -> bool:
+def _may_come_again(error: Exception) -> bool:
     """Whether the same call may succeed: the server is busy, or its caller puts a lost value again."""
-    return CODES[refusal.code].status == 503 or refusal.code == "unknown_handle"
+    if not isinstance(error, Refusal):
+        return False
+    return CODES[error.code].status == 503 or error.code == "unknown_handle"

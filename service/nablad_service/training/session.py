@@ -1,17 +1,18 @@
 """One session: a training state, and the calls that change it, in their order.
 
 The state is a value that each call replaces as a whole once it is computed: a call that fails leaves it as it
-was, and whoever reads it sees it between two calls.
+was, and whoever reads it sees it between two calls. The next call may be queued at the device while one is
+computed, and begins there with what that one leaves: the device never waits for the event loop between two.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +22,15 @@ from nablad.training.messages import Optimiser, SessionGradient, Standing, StepS
 from nablad_service.engine.placement import Placement
 from nablad_service.planning.learned_plans import LearnedPlans
 from nablad_service.query import Query, Signature, arguments
-from nablad_service.running.scheduler import Finished, Scheduler
-from nablad_service.training.computing import DRAWN, Batch, Call, Computed, Stepped
+from nablad_service.running.scheduler import OCCUPIED, Finished, Scheduler
+from nablad_service.training.computing import DRAWN, Batch, Call, Stepped
 from nablad_service.training.optimisers import Rule, StepValues, values_of
-from nablad_service.training.order import Order
+from nablad_service.training.order import Order, Turn
 from nablad_service.training.pieces import Pieces
 from nablad_service.training.session_questions import Questions, Trainee
 from nablad_service.training.state import TrainingState, size_of
+
+T = TypeVar("T")
 
 MOST_KNOWN = 256
 """Programs of a session that are known by signature."""
@@ -61,6 +64,13 @@ class Progress:
     step: int = 0
     accumulated: int = 0
     pending: tuple[Pending, ...] = ()
+
+
+@dataclass(eq=False)
+class Ahead:
+    """What a call makes of the progress: known on the device's thread before it is the session's."""
+
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,9 @@ class Session:
     gone: bool = False
     """Whether it was deleted while calls waited."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by what reads and replaces its progress."""
+    """Held by what brings its state into memory or takes it out, or saves it."""
+    _ahead: Ahead | None = None
+    """Of the last call that has begun, while that is under way."""
     used: float = field(default_factory=time.monotonic)
     last_used: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -139,80 +151,121 @@ class Session:
         """Where it stands, for those whose call does not fit."""
         return {"step": self.progress.step, "sequence": self.order.done, "generation": self.generation}
 
-    async def gradient(self, request: SessionGradient, query: Query) -> Timed:
-        """Compute, and add to the sums; then step, where that is asked for. The turn of a call.
+    async def gradient(self, turn: Turn, request: SessionGradient, query: Query) -> Timed:
+        """Compute, and add to the sums; then step, where that is asked for.
 
         The result is a `Computed`, how many have been added since the last step, and the result of `step`, or
         None.
         """
-        progress, before = self.progress, self._state()
         values = None if request.step is None else self._values_of(request.step)
+        at_once = values is not None and not self.rule.needs_loss
         started = time.perf_counter()
         accumulation, compiled = await self.device.pieces.accumulation(
             query,
             self.choices_of(query),
-            before,
+            self.specs,
             self._call(request, query, arguments(query)["inputs"]),
             with_gradients=request.gradients,
         )
         stepping = None
-        if values is not None and not self.rule.needs_loss:
-            stepping, also = await self.device.pieces.step(self.rule, before, values, [])
+        if values is not None and at_once:
+            stepping, also = await self.device.pieces.step(self.rule, self.specs, values, [])
             compiled = compiled or also
         compiling = time.perf_counter() - started if compiled else 0.0
 
-        def work() -> tuple[TrainingState, Computed, Batch | None, Stepped | None]:
+        def change(before: Progress) -> tuple[Progress, Any]:
             given = self.device.placement.arguments(query)
             call = self._call(request, query, given["inputs"])
-            state, told, batch = accumulation.run(before, call)
-            if stepping is None or values is None:
-                kept = batch.kept() if self.rule.needs_loss else None
-                return state, accumulation.computed(told), kept, None
-            state, figures = stepping.run(state, values, [])
-            return state, accumulation.computed(told), None, stepping.stepped(figures)
+            state, told, batch = accumulation.run(_state(before), call)
+            if stepping is not None and values is not None:
+                state, figures = stepping.run(state, values, [])
+                computed, step = accumulation.computed(told), before.step + 1
+                return Progress(state, step), (computed, 0, (stepping.stepped(figures), step))
+            pending = before.pending
+            if self.rule.needs_loss:
+                kept = request.model_copy(update={"inputs": {}, "step": None})
+                pending = (*pending, Pending(kept, batch.kept()))
+            after = Progress(state, before.step, before.accumulated + 1, pending)
+            return after, (accumulation.computed(told), after.accumulated, None)
 
-        finished = await self.device.scheduler.run(work)
-        state, computed, batch, stepped = finished.result
-        if stepped is not None:
-            self.progress = Progress(state, progress.step + 1)
-            return Timed((computed, 0, (stepped, self.progress.step)), finished, compiled, compiling)
-        pending = progress.pending
-        if batch is not None:
-            kept = request.model_copy(update={"inputs": {}, "step": None})
-            pending = (*pending, Pending(kept, batch))
-        self.progress = Progress(state, progress.step, progress.accumulated + 1, pending)
-        taken = None if request.step is None else (await self.step(request.step)).result
-        return Timed((computed, self.progress.accumulated, taken), finished, compiled, compiling)
+        apart = request.step is not None and not at_once
+        if apart:
+            await turn.alone()
+        finished = await self._change(turn, change, next_may_begin=not apart)
+        result = finished.result
+        if request.step is not None and apart:
+            stepped = await self.step(turn, request.step)
+            result = (result[0], 0, stepped.result)
+        return Timed(result, finished, compiled, compiling)
 
-    async def step(self, request: StepSettings) -> Timed:
-        """Update with the mean of the gradients. The turn of a call."""
-        progress, before = self.progress, self._state()
-        if not progress.accumulated:
-            detail = "there is no gradient since the last step; call gradient before step"
-            raise Refusal("no_gradient", detail)
+    async def step(self, turn: Turn, request: StepSettings) -> Timed:
+        """Update with the mean of the gradients. The result is a `Stepped` and the number of the step."""
         values = self._values_of(request)
-        batches = [one.batch for one in progress.pending]
+        batches: list[Batch] = []
+        if self.rule.needs_loss:
+            await turn.alone()
+            _need_gradient(self.progress)
+            batches = [one.batch for one in self.progress.pending]
         started = time.perf_counter()
-        stepping, compiled = await self.device.pieces.step(self.rule, before, values, batches)
+        stepping, compiled = await self.device.pieces.step(self.rule, self.specs, values, batches)
         compiling = time.perf_counter() - started if compiled else 0.0
 
-        def work() -> tuple[TrainingState, Stepped]:
-            state, figures = stepping.run(before, values, batches)
-            return state, stepping.stepped(figures)
+        def change(before: Progress) -> tuple[Progress, tuple[Stepped, int]]:
+            _need_gradient(before)
+            state, figures = stepping.run(_state(before), values, batches)
+            after = Progress(state, before.step + 1)
+            return after, (stepping.stepped(figures), after.step)
 
-        finished = await self.device.scheduler.run(work)
-        state, stepped = finished.result
-        self.progress = Progress(state, progress.step + 1)
-        return Timed((stepped, self.progress.step), finished, compiled, compiling)
+        finished = await self._change(turn, change)
+        return Timed(finished.result, finished, compiled, compiling)
+
+    async def _change(
+        self,
+        turn: Turn,
+        change: Callable[[Progress], tuple[Progress, T]],
+        *,
+        next_may_begin: bool = True,
+    ) -> Finished[T]:
+        """Replace the progress by what `change` makes of it on the device's thread, and give what it tells.
+
+        Raises:
+            Refusal: whatever it refuses, the progress being as before; as `Scheduler.run` does.
+        """
+        before, own = self._ahead or Ahead(self.progress), Ahead()
+        self._ahead = own
+
+        def work() -> T | Exception:
+            if before.progress is None:
+                raise _lost()
+            try:
+                own.progress, told = change(before.progress)
+            except Exception as error:
+                own.progress = before.progress
+                return error
+            return told
+
+        if next_may_begin:
+            # It cannot run before this coroutine waits, and by then the work is in the device's queue.
+            turn.let_next_begin()
+        try:
+            finished = await self.device.scheduler.run(work)
+            await turn.alone()
+        finally:
+            if self._ahead is own:
+                self._ahead = None
+        if before.progress is not self.progress:  # the call before was given up after all
+            raise _lost()
+        result = finished.result
+        if isinstance(result, Exception):
+            raise result
+        assert own.progress is not None
+        self.progress = own.progress
+        return Finished(result, finished.waited, finished.ran)
 
     def _values_of(self, step: StepSettings) -> StepValues:
         """Of a step; those of the optimiser are read once."""
         named = step.model_fields_set & set(StepSettings.model_fields)
         return values_of(self.optimiser, self.rule, self.labels, step) if named else self._values
-
-    def _state(self) -> TrainingState:
-        assert self.progress.state is not None
-        return self.progress.state
 
     def _call(self, request: SessionGradient, query: Query, inputs: Mapping[str, Any]) -> Call:
         weights = {name: np.asarray(weight, query.signature.dtype) for name, weight in query.weights.items()}
@@ -252,3 +305,19 @@ class Session:
             bytes=self.bytes,
             last_used=self.last_used,
         )
+
+
+def _state(progress: Progress) -> TrainingState:
+    assert progress.state is not None  # calls begin with it in memory
+    return progress.state
+
+
+def _need_gradient(progress: Progress) -> None:
+    if not progress.accumulated:
+        detail = "there is no gradient since the last step; call gradient before step"
+        raise Refusal("no_gradient", detail)
+
+
+def _lost() -> Refusal:
+    """Of a call behind one that was left behind by the device's thread."""
+    return Refusal("stuck", OCCUPIED, extra={"retry_after": 30})

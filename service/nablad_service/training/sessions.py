@@ -29,6 +29,7 @@ from nablad_service.running.off_loop import off_loop
 from nablad_service.training.labels import parameter_label
 from nablad_service.training.memory import Memory
 from nablad_service.training.optimisers import rule_of, values_of
+from nablad_service.training.order import Turn
 from nablad_service.training.restoring import (
     About,
     progress_of,
@@ -167,8 +168,9 @@ class Sessions:
         read = off_loop(len(body.data), lambda: session.questions.query(request, lookups.take))
         query = await _outcome(read)
 
-        async def work() -> Timed:
-            return await session.gradient(request, query())
+        async def work(turn: Turn) -> Timed:
+            await self._bring(session)
+            return await session.gradient(turn, request, query())
 
         return request, await self._call(session, "gradient", request, body, work)
 
@@ -176,15 +178,23 @@ class Sessions:
         """`POST /v1/sessions/{name}/step`."""
         request = decode(body, SessionStep)
         session = await self._memory.find(body.tenant, name)
-        return request, await self._call(session, "step", request, body, lambda: session.step(request))
+
+        async def work(turn: Turn) -> Timed:
+            await self._bring(session)
+            return await session.step(turn, request)
+
+        return request, await self._call(session, "step", request, body, work)
 
     async def save(self, name: str, body: Body) -> Standing:
         """`POST /v1/sessions/{name}/save`: durable on return."""
         request = decode(body, SessionSave)
         session = await self._memory.find(body.tenant, name)
 
-        async def work() -> None:
-            await self._memory.write(self._memory.needed_saves(), session, request.sequence)
+        async def work(turn: Turn) -> None:
+            await turn.alone()
+            async with session.lock:
+                await self._memory.load(session)
+                await self._memory.write(self._memory.needed_saves(), session, request.sequence)
 
         await self._call(session, "save", request, body, work)
         return self._standing(session)
@@ -194,10 +204,13 @@ class Sessions:
         request = decode(body, SessionLoad)
         session = await self._memory.find(body.tenant, name)
 
-        async def work() -> None:
-            saves = self._memory.needed_saves()
-            saved, about = await asyncio.to_thread(saves.read, session.tenant, session.name, request.step)
-            session.progress = await progress_of(session, saved, About.read(about, session.name))
+        async def work(turn: Turn) -> None:
+            await turn.alone()
+            async with session.lock:
+                await self._memory.load(session)
+                saves = self._memory.needed_saves()
+                saved, about = await asyncio.to_thread(saves.read, session.tenant, session.name, request.step)
+                session.progress = await progress_of(session, saved, About.read(about, session.name))
 
         await self._call(session, "load", request, body, work)
         return self._standing(session)
@@ -243,7 +256,7 @@ class Sessions:
         return progress.accumulated, finished.result
 
     async def _call(
-        self, session: Session, kind: str, request: Numbered, body: Body, work: Callable[[], Awaitable[T]]
+        self, session: Session, kind: str, request: Numbered, body: Body, work: Callable[[Turn], Awaitable[T]]
     ) -> T:
         """A call in its turn, once."""
         if request.generation != session.generation:
@@ -254,24 +267,26 @@ class Sessions:
             )
             raise Refusal("session_restored", detail, extra=where)
 
-        async def turn() -> T:
-            async with session.lock:
-                await self._memory.load(session)
-                try:
-                    return await work()
-                finally:
-                    session.touch()
+        async def in_turn(turn: Turn) -> T:
+            try:
+                return await work(turn)
+            finally:
+                session.touch()
 
         contents = await off_loop(len(body.data), lambda: _digest(kind, body))
-        answer: T = await session.order.call(request.sequence, contents, turn)
+        answer: T = await session.order.call(request.sequence, contents, in_turn)
         return answer
 
-    async def _present(self, session: Session) -> Progress:
-        """What a session has done; from its last save where it is not in memory."""
-        session.touch()
-        if not session.loaded:
+    async def _bring(self, session: Session) -> None:
+        """Have its state in memory, from its last save where it is not."""
+        if session.gone or not session.loaded:
             async with session.lock:
                 await self._memory.load(session)
+
+    async def _present(self, session: Session) -> Progress:
+        """What a session has done."""
+        session.touch()
+        await self._bring(session)
         return session.progress
 
     def _standing(self, session: Session) -> Standing:
