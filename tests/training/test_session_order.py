@@ -143,10 +143,70 @@ def test_numbers_that_cannot_be_are_refused_with_where_it_stands() -> None:
             await calls.call(last, b"other", telling(log, last))
         with refused("sequence", "call 1 was done long ago, and its answer is no longer kept"):
             await calls.call(1, b"", telling(log, 1))
+        ahead = asyncio.create_task(calls.call(last + 2, b"", telling(log, last + 2)))
+        await settled()
+        with refused("sequence", f"is {last}, send the next as {last + 1}"):
+            await calls.call(last, b"other", telling(log, last))
+        await calls.call(last + 1, b"", telling(log, last + 1))
+        await ahead
+        last += 2
         far = last + AHEAD + 1
         with refused("sequence", f"call {far} is too far ahead: the last that is done is {last}"):
             await calls.call(far, b"", telling(log, 0))
         assert log == list(range(1, last + 1))
+
+    asyncio.run(scenario())
+
+
+def test_patience_begins_with_a_call_that_waits_for_a_missing_one() -> None:
+    async def scenario() -> None:
+        calls, log, go = order(patience=0.01), list[int](), asyncio.Event()
+
+        async def slow(turn: Turn) -> None:
+            turn.let_next_begin()
+            await go.wait()
+
+        running = [asyncio.create_task(calls.call(one, b"", slow)) for one in (1, 2)]
+        await settled()
+        assert calls.begun == 2
+        assert calls._timer is None  # call 3 is not there, and nobody waits for it
+        fourth = asyncio.create_task(calls.call(4, b"", telling(log, 4)))
+        await settled()
+        assert calls._timer is not None
+        go.set()
+        await asyncio.gather(*running)
+        with refused("sequence", "call 4 waited 0.01 s for call 3, which did not come"):
+            await fourth
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_has_begun_waits_once_for_one_before_it_that_gave_its_number_back() -> None:
+    async def scenario() -> None:
+        calls, device = order(patience=0.01), Device()
+        device.fails[1] = Refusal("unknown_handle", "not now")
+        tries = 0
+
+        async def save(turn: Turn) -> None:
+            nonlocal tries
+            tries += 1
+            await turn.alone()
+
+        first = asyncio.create_task(calls.call(1, b"", device.work(1)))
+        second = asyncio.create_task(calls.call(2, b"", save))
+        await settled()
+        waits: list[int] = []
+        moved = calls.moved
+        calls.moved = lambda number: waits.append(number) or moved(number)  # type: ignore[method-assign, func-returns-value]
+        device.gates[1].set()
+        with refused("unknown_handle", "not now"):
+            await first
+        with refused("sequence", "call 2 waited 0.01 s for call 1, which did not come; send that first"):
+            await second
+        assert (tries, waits) == (1, [2])  # one patience long, from when call 1 was given back
+        again = [asyncio.create_task(calls.call(1, b"", device.work(1))), calls.call(2, b"", save)]
+        await asyncio.gather(*again)
+        assert (tries, calls.done) == (2, 2)
 
     asyncio.run(scenario())
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from nablad.problems import Refusal
@@ -60,6 +62,8 @@ class Memory:
         self.runs = runs
         self.sessions: dict[tuple[str, str], Session] = {}
         self._coming: dict[tuple[str, str], asyncio.Task[Session]] = {}
+        self._awaited: set[Session] = set()
+        """Those for which there is room, and which are not in memory yet."""
         self._watch: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -72,7 +76,7 @@ class Memory:
         if self._watch is not None:
             self._watch.cancel()
         for session in list(self.sessions.values()):
-            session.order.close()
+            await session.order.close()
             if self.saves is not None and session.loaded and not session.saved:
                 try:
                     await self.write(self.saves, session, session.order.done)
@@ -104,6 +108,13 @@ class Memory:
             coming.add_done_callback(lambda task: self._coming.pop((tenant, name), None))
         return await asyncio.shield(coming)
 
+    async def here(self, tenant: str, name: str) -> Session | None:
+        """The session of that name if it was called since the server began; one that comes back is waited for."""
+        coming = self._coming.get((tenant, name))
+        if coming is not None:
+            await asyncio.wait([coming])
+        return self.sessions.get((tenant, name))
+
     async def _restore(self, saves: Saves, tenant: str, name: str) -> Session:
         saved, document = await asyncio.to_thread(saves.read, tenant, name)
         about = About.read(document, name)
@@ -117,11 +128,11 @@ class Memory:
             limits=self.programs,
             patience=self.limits.wait_seconds,
         )
-        await self.make_room(session)
-        # Before anybody is told of it: the next restart must give another one.
-        least = about.generation + 1
-        session.generation = await asyncio.to_thread(saves.begin_generation, tenant, name, least)
-        self.sessions[tenant, name] = session
+        async with self.room(session):
+            # Before anybody is told of it: the next restart must give another one.
+            least = about.generation + 1
+            session.generation = await asyncio.to_thread(saves.begin_generation, tenant, name, least)
+            self.sessions[tenant, name] = session
         return session
 
     async def load(self, session: Session) -> None:
@@ -131,13 +142,13 @@ class Memory:
             Refusal: `unknown_session` where it was deleted meanwhile, `unfit_save`, `resident_limit`.
         """
         if session.gone:
-            raise Refusal("unknown_session", f"the session '{session.name}' was deleted")
+            raise session.deleted()
         if session.loaded:
             return
         saves = self.needed_saves()
         saved, about = await asyncio.to_thread(saves.read, session.tenant, session.name)
-        await self.make_room(session)
-        session.progress = await progress_of(session, saved, About.read(about, session.name))
+        async with self.room(session):
+            session.progress = await progress_of(session, saved, About.read(about, session.name))
 
     async def _unload(self, session: Session) -> None:
         """Take an idle session out of memory: saved, or for good."""
@@ -150,6 +161,8 @@ class Memory:
                 return
             if not session.saved:
                 await self.write(self.saves, session, session.order.done)
+                if session.order.busy or not session.saved:
+                    return  # it was called meanwhile
             session.progress = replace(session.progress, state=None, pending=())
 
     async def write(self, saves: Saves, session: Session, sequence: int) -> None:
@@ -160,24 +173,33 @@ class Memory:
         """
         progress = session.progress
         finished = await self.device.scheduler.run(lambda: arrays_of(progress))
-        about = about_of(session, sequence)
+        about = about_of(session, progress, sequence)
         await asyncio.to_thread(
             saves.write, session.tenant, session.name, progress.step, finished.result, about
         )
         session.saved_as = sequence
 
-    async def make_room(self, coming: Session) -> None:
-        """Take idle sessions out of memory until there is room for one more.
+    @asynccontextmanager
+    async def room(self, coming: Session) -> AsyncIterator[None]:
+        """Room for one more, which is in memory at the end; idle sessions are taken out of it where need be.
 
         Raises:
             Refusal: `resident_limit` where they cannot be saved, or are all at work.
         """
+        await self._make_room(coming)
+        self._awaited.add(coming)
+        try:
+            yield
+        finally:
+            self._awaited.discard(coming)
+
+    async def _make_room(self, coming: Session) -> None:
         while True:
-            others = [one for one in self.loaded() if one is not coming]
+            others = [one for one in {*self.loaded(), *self._awaited} if one is not coming]
             taken = sum(one.bytes for one in others) + coming.bytes
             if len(others) < self.limits.number and taken <= self.limits.bytes:
                 return
-            idle = [one for one in others if not one.order.busy and not one.lock.locked()]
+            idle = [one for one in self.loaded() if not one.order.busy and not one.lock.locked()]
             if self.saves is None or not idle:
                 wanted, limit = scaled(coming.bytes, "B"), scaled(self.limits.bytes, "B")
                 detail = f"there is no room for a session of {wanted} beside {len(others)} others"

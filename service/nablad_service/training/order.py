@@ -9,6 +9,7 @@ begin takes no number and may be sent again.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -106,8 +107,9 @@ class Order:
             self._known[number] = known
             self._look_for_missing()
         elif known.contents != contents:
+            free = next(one for one in itertools.count(self.done + 1) if one not in self._known)
             detail = f"call {number} was another one; the last that is done is {self.done}"
-            raise self._refusal(f"{detail}, send the next as {max(self._known) + 1}")
+            raise self._refusal(f"{detail}, send the next as {free}")
         try:
             return await asyncio.shield(known.task)
         except asyncio.CancelledError:
@@ -117,10 +119,12 @@ class Order:
                 ) from None
             raise
 
-    def close(self) -> None:
-        """Give up what waits."""
-        for known in self._known.values():
-            known.task.cancel()
+    async def close(self) -> None:
+        """Give up what waits, and what is under way: on return nothing changes any more."""
+        tasks = [known.task for known in self._known.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def advance(self, *, begun: int, done: int | None = None) -> None:
         """Wake whom it concerns that calls have begun, or are done."""
@@ -183,7 +187,7 @@ class Order:
 
     def _look_for_missing(self) -> None:
         """Begin, or cease, to be impatient."""
-        missing = bool(self._waiting) and self.begun + 1 not in self._known
+        missing = self.begun + 1 not in self._known and any(one > self.begun + 1 for one in self._waiting)
         if missing and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._patience, self._lose_patience)
         elif not missing and self._timer is not None:
@@ -203,7 +207,7 @@ class Order:
 
 
 def _may_come_again(error: Exception) -> bool:
-    """Whether the same call may succeed: the server is busy, or its caller puts a lost value again."""
+    """Whether the same call may succeed: the server is busy, or its caller sends what it lacks."""
     if not isinstance(error, Refusal):
         return False
-    return CODES[error.code].status == 503 or error.code == "unknown_handle"
+    return CODES[error.code].status == 503 or error.code in ("unknown_handle", "sequence")

@@ -83,9 +83,8 @@ class About(BaseModel):
             raise Refusal("unfit_save", detail) from error
 
 
-def about_of(session: Session, sequence: int) -> dict[str, Any]:
-    """The document of a save, after the call of that number."""
-    progress = session.progress
+def about_of(session: Session, progress: Progress, sequence: int) -> dict[str, Any]:
+    """The document of a save of what a session had done after the call of that number."""
     about = About(
         sequence=sequence,
         generation=session.generation,

@@ -111,7 +111,7 @@ class Session:
     saved_as: int | None = None
     """Number of the last call whose result is saved; None where that is not where it stands."""
     gone: bool = False
-    """Whether it was deleted while calls waited."""
+    """Whether it was deleted, or never begun, while calls waited."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by what brings its state into memory or takes it out, or saves it."""
     _ahead: Ahead | None = None
@@ -191,10 +191,15 @@ class Session:
         apart = request.step is not None and not at_once
         if apart:
             await turn.alone()
+        before = self.progress
         finished = await self._change(turn, change, next_may_begin=not apart)
         result = finished.result
         if request.step is not None and apart:
-            stepped = await self.step(turn, request.step)
+            try:
+                stepped = await self.step(turn, request.step)
+            except BaseException:
+                self.progress = before  # a step that is not done adds no gradient either
+                raise
             result = (result[0], 0, stepped.result)
         return Timed(result, finished, compiled, compiling)
 
@@ -236,7 +241,7 @@ class Session:
 
         def work() -> T | Exception:
             if before.progress is None:
-                raise _lost()
+                raise self._lost()
             try:
                 own.progress, told = change(before.progress)
             except Exception as error:
@@ -254,13 +259,21 @@ class Session:
             if self._ahead is own:
                 self._ahead = None
         if before.progress is not self.progress:  # the call before was given up after all
-            raise _lost()
+            raise self._lost()
         result = finished.result
         if isinstance(result, Exception):
             raise result
         assert own.progress is not None
         self.progress = own.progress
         return Finished(result, finished.waited, finished.ran)
+
+    def _lost(self) -> Refusal:
+        """Of a call behind one that the device's thread left behind, or of a session that was deleted."""
+        return self.deleted() if self.gone else Refusal("stuck", OCCUPIED, extra={"retry_after": 30})
+
+    def deleted(self) -> Refusal:
+        """Of a call that waited too long."""
+        return Refusal("unknown_session", f"the session '{self.name}' was deleted")
 
     def _values_of(self, step: StepSettings) -> StepValues:
         """Of a step; those of the optimiser are read once."""
@@ -316,8 +329,3 @@ def _need_gradient(progress: Progress) -> None:
     if not progress.accumulated:
         detail = "there is no gradient since the last step; call gradient before step"
         raise Refusal("no_gradient", detail)
-
-
-def _lost() -> Refusal:
-    """Of a call behind one that was left behind by the device's thread."""
-    return Refusal("stuck", OCCUPIED, extra={"retry_after": 30})

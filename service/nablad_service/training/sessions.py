@@ -101,15 +101,16 @@ class Sessions:
             self._check_free(body.tenant, name)
             self._memory.sessions[body.tenant, name] = session
             try:
-                await self._memory.make_room(session)
-                beginning = await self._device.pieces.beginning(start, rule, values)
-                finished = await self._device.scheduler.run(
-                    lambda: beginning.run(start, values, request.seed)
-                )
+                async with self._memory.room(session):
+                    beginning = await self._device.pieces.beginning(start, rule, values)
+                    finished = await self._device.scheduler.run(
+                        lambda: beginning.run(start, values, request.seed)
+                    )
+                    session.progress = Progress(finished.result)
             except BaseException:
+                session.gone = True
                 del self._memory.sessions[body.tenant, name]
                 raise
-            session.progress = Progress(finished.result)
         return self._standing(session)
 
     def all(self, tenant: str) -> list[Standing]:
@@ -145,7 +146,7 @@ class Sessions:
         Raises:
             Refusal: `unknown_session`; `storage` where the saves cannot be removed.
         """
-        session = self._memory.sessions.get((tenant, name))
+        session = await self._memory.here(tenant, name)
         saves = self._saves
         if session is None:
             if saves is None or name not in saves.names(tenant):
@@ -155,7 +156,11 @@ class Sessions:
         session.gone = True
         async with session.lock:
             if saves is not None:
-                await asyncio.to_thread(saves.remove, tenant, name)
+                try:
+                    await asyncio.to_thread(saves.remove, tenant, name)
+                except Refusal:
+                    session.gone = False
+                    raise
             self._memory.sessions.pop((tenant, name), None)
             session.progress = replace(session.progress, state=None)
 
