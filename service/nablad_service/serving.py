@@ -65,13 +65,15 @@ def serve(settings: Settings) -> int:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which has loops end before it waits for calls: a stream of events does not."""
+    """uvicorn's server, which has those end before it waits for calls that would not: loops, whose stream of
+    events goes on, and calls of sessions that wait for others."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
         self._app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.sessions.stop_waiting()
         await self._app.state.runs.close()
         await super().shutdown(sockets)
 

@@ -211,6 +211,28 @@ def test_a_call_that_has_begun_waits_once_for_one_before_it_that_gave_its_number
     asyncio.run(scenario())
 
 
+def test_where_the_server_stops_nobody_waits_for_what_will_not_come() -> None:
+    async def scenario() -> None:
+        calls, log, go = order(), list[int](), asyncio.Event()
+
+        async def slow(turn: Turn) -> str:
+            await go.wait()
+            return "done"
+
+        first = asyncio.create_task(calls.call(1, b"", slow))
+        third = asyncio.create_task(calls.call(3, b"", telling(log, 3)))
+        await settled()
+        calls.stop_waiting()  # call 1 is computed to its end
+        go.set()
+        assert await first == "done"
+        with refused("stopping", "call 2 before this one has not come; send both again"):
+            await third
+        with refused("stopping", "call 2 before this one has not come"):
+            await calls.call(4, b"", telling(log, 4))
+
+    asyncio.run(scenario())
+
+
 class Device:
     """Stands for a queue that does one thing after the other, once it may."""
 

@@ -160,6 +160,8 @@ def test_a_save_goes_back_to_where_it_was(session):
     again = [session.call("step")["update_norm"]]
     again += [usable(session)["update_norm"] for _ in range(2)]
     assert again == values
+    # A call that comes again is answered as the first time, wherever the session stands by now.
+    assert session.call("load", step=1, sequence=standing["sequence"]) == standing
     told = problem(session.post("load", step=3))
     assert (told["status"], told["code"]) == (404, "no_save")
     assert "there are those of steps 1, 4" in told["detail"]

@@ -71,6 +71,11 @@ class Memory:
         if self.limits.idle_seconds:
             self._watch = asyncio.create_task(self._look_for_idle())
 
+    def stop_waiting(self) -> None:
+        """Give up calls that wait for others: a server that stops hears of no more."""
+        for session in self.sessions.values():
+            session.order.stop_waiting()
+
     async def close(self) -> None:
         """Save what is in memory, so that a restarted server goes on with it."""
         if self._watch is not None:
@@ -109,7 +114,7 @@ class Memory:
         return await asyncio.shield(coming)
 
     async def here(self, tenant: str, name: str) -> Session | None:
-        """The session of that name if it was called since the server began; one that comes back is waited for."""
+        """The session of a name, if it was called since the server began; one that comes back is awaited."""
         coming = self._coming.get((tenant, name))
         if coming is not None:
             await asyncio.wait([coming])

@@ -81,6 +81,7 @@ class Order:
         """By number: a call waits for one thing at a time."""
         self._timer: asyncio.TimerHandle | None = None
         """Runs while calls wait for one that has not come."""
+        self._stopping = False
 
     @property
     def busy(self) -> bool:
@@ -118,6 +119,13 @@ class Order:
                     "stopping", "the server stopped before the call was done; send it again"
                 ) from None
             raise
+
+    def stop_waiting(self) -> None:
+        """No call comes any more: give up those that wait for one that has not, now and later."""
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._lose_patience()
 
     async def close(self) -> None:
         """Give up what waits, and what is under way: on return nothing changes any more."""
@@ -189,7 +197,8 @@ class Order:
         """Begin, or cease, to be impatient."""
         missing = self.begun + 1 not in self._known and any(one > self.begun + 1 for one in self._waiting)
         if missing and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._patience, self._lose_patience)
+            patience = 0.0 if self._stopping else self._patience
+            self._timer = asyncio.get_running_loop().call_later(patience, self._lose_patience)
         elif not missing and self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -198,7 +207,12 @@ class Order:
         self._timer = None
         missing = self.begun + 1
         for number, waiting in self._waiting.items():
-            if number > missing and not waiting.done():
+            if number <= missing or waiting.done():
+                continue
+            if self._stopping:
+                detail = f"the server stops, and call {missing} before this one has not come; send both again"
+                waiting.set_exception(Refusal("stopping", detail))
+            else:
                 detail = f"call {number} waited {self._patience:g} s for call {missing}, which did not come"
                 waiting.set_exception(self._refusal(f"{detail}; send that first"))
 

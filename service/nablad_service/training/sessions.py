@@ -164,6 +164,10 @@ class Sessions:
             self._memory.sessions.pop((tenant, name), None)
             session.progress = replace(session.progress, state=None)
 
+    def stop_waiting(self) -> None:
+        """Give up calls that wait for others that have not come: the server stops, and hears of no more."""
+        self._memory.stop_waiting()
+
     # -- what sessions do
 
     async def gradient(self, name: str, body: Body, lookups: Lookups) -> tuple[SessionGradient, Timed]:
@@ -195,30 +199,30 @@ class Sessions:
         request = decode(body, SessionSave)
         session = await self._memory.find(body.tenant, name)
 
-        async def work(turn: Turn) -> None:
+        async def work(turn: Turn) -> Standing:
             await turn.alone()
             async with session.lock:
                 await self._memory.load(session)
                 await self._memory.write(self._memory.needed_saves(), session, request.sequence)
+            return self._standing_after(session, request)
 
-        await self._call(session, "save", request, body, work)
-        return self._standing(session)
+        return await self._call(session, "save", request, body, work)
 
     async def load(self, name: str, body: Body) -> Standing:
         """`POST /v1/sessions/{name}/load`."""
         request = decode(body, SessionLoad)
         session = await self._memory.find(body.tenant, name)
 
-        async def work(turn: Turn) -> None:
+        async def work(turn: Turn) -> Standing:
             await turn.alone()
             async with session.lock:
                 await self._memory.load(session)
                 saves = self._memory.needed_saves()
                 saved, about = await asyncio.to_thread(saves.read, session.tenant, session.name, request.step)
                 session.progress = await progress_of(session, saved, About.read(about, session.name))
+            return self._standing_after(session, request)
 
-        await self._call(session, "load", request, body, work)
-        return self._standing(session)
+        return await self._call(session, "load", request, body, work)
 
     async def params(self, tenant: str, name: str) -> TrainedNow:
         """What a session has trained, after the last call that is done."""
@@ -297,6 +301,10 @@ class Sessions:
     def _standing(self, session: Session) -> Standing:
         steps = [] if self._saves is None else self._saves.steps(session.tenant, session.name)
         return session.standing(steps)
+
+    def _standing_after(self, session: Session, request: Numbered) -> Standing:
+        """Where a session stands once a call is done, which is just about to be."""
+        return self._standing(session).model_copy(update={"sequence": request.sequence})
 
     def _check_free(self, tenant: str, name: str) -> None:
         kept = self._saves.names(tenant) if self._saves is not None else []
