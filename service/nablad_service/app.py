@@ -63,11 +63,13 @@ def create_app(
     settings: Settings | None = None,
     *,
     repository: Repository | None = None,
+    saves: Saves | None = None,
     memory: socket.socket | None = None,
 ) -> FastAPI:
     """The service as an ASGI application; nothing starts before its lifespan does.
 
-    A `repository` that is open already is taken over; else the lifespan opens the one of the settings.
+    A `repository` or `saves` that are open already are taken over; else the lifespan opens those that the
+    settings name.
     `memory` is a listening socket where callers on this host may hand over shared memory.
     """
     settings = settings or Settings()
@@ -145,15 +147,17 @@ def create_app(
         app.state.learned = learned
         app.state.engine = engine
         app.state.shelf = shelf
-        saves = Saves(Path(settings.checkpoints), keep=settings.saves_kept) if settings.checkpoints else None
-        app.state.saves = saves
-        parts = Parts(compiled, scheduler, engine.placement, CompiledLoops(compiled), saves)
+        training = saves
+        if training is None and settings.checkpoints is not None:
+            training = Saves(Path(settings.checkpoints), keep=settings.saves_kept)
+        app.state.saves = training
+        parts = Parts(compiled, scheduler, engine.placement, CompiledLoops(compiled), training)
         app.state.runs = Runs(parts, settings.max_sessions)
         pieces = Pieces(compiled, settings.max_programs)
         remembered = Memory(
             Device(pieces, scheduler, engine.placement, learned),
             store,
-            saves,
+            training,
             SessionLimits(
                 settings.max_sessions,
                 settings.max_session_bytes,
@@ -187,8 +191,8 @@ def create_app(
         batches.close()
         compiled.close()
         scheduler.close()
-        if saves is not None:
-            saves.close()
+        if training is not None:
+            training.close()
         if kept is not None:
             kept.close()
 

@@ -9,10 +9,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI
@@ -22,6 +22,9 @@ from nablad_service.app import create_app
 from nablad_service.hosting.repository import Repository
 from nablad_service.settings import Settings
 from nablad_service.sockets.listening import listen_tcp, listen_unix
+from nablad_service.training.saves import Saves
+
+T = TypeVar("T")
 
 
 def serve(settings: Settings) -> int:
@@ -29,9 +32,12 @@ def serve(settings: Settings) -> int:
     logging.getLogger("jax").setLevel(logging.WARNING)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        repository = Repository.open(Path(settings.repository)) if settings.repository else None
-    except OSError as error:
-        print(f"nablad serve: {unusable(settings.repository, error)}", file=sys.stderr)
+        repository = opened(settings.repository, Repository.open, "repository")
+        saves = opened(
+            settings.checkpoints, lambda folder: Saves(folder, keep=settings.saves_kept), "checkpoints"
+        )
+    except CannotOpen as error:
+        print(f"nablad serve: {error}", file=sys.stderr)
         return 4
     with ExitStack() as stack:
         try:
@@ -41,7 +47,7 @@ def serve(settings: Settings) -> int:
             print(f"nablad serve: {error}", file=sys.stderr)
             return 1
         print(announced(listeners), flush=True)
-        app = create_app(settings, repository=repository, memory=memory)
+        app = create_app(settings, repository=repository, saves=saves, memory=memory)
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -87,15 +93,27 @@ def protocol(settings: Settings) -> Any:
     return ReceivingProtocol
 
 
-def unusable(folder: str | None, error: OSError) -> str:
-    """Why a repository cannot be opened, and what to try."""
-    if isinstance(error, BlockingIOError):
-        return (
-            f"another server has the repository {folder} ({error.strerror}); stop it, "
-            "or choose another --repository: each server needs one of its own"
-        )
-    what = error.strerror or str(error)
-    return f"the repository {folder} cannot be used: {what}; choose another --repository"
+class CannotOpen(Exception):
+    """A folder cannot be used; the message says why and what to try."""
+
+
+def opened(folder: str | None, open_folder: Callable[[Path], T], setting: str) -> T | None:
+    """What keeps the folder of a setting; None where none is named.
+
+    Raises:
+        CannotOpen: the folder cannot be used, or another server has it.
+    """
+    if folder is None:
+        return None
+    named = f"the {setting} {folder}"
+    try:
+        return open_folder(Path(folder))
+    except BlockingIOError as error:
+        hint = f"stop it, or choose another --{setting}: each server needs one of its own"
+        raise CannotOpen(f"another server has {named} ({error.strerror}); {hint}") from error
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise CannotOpen(f"{named} cannot be used: {why}; choose another --{setting}") from error
 
 
 class CannotListen(Exception):

@@ -55,7 +55,14 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "did you mean 'lbfgs'?",
     ),
     ({"samplers": {"x": {**BOX, "low": [2, 0]}}}, "sampler", "the box of the sampler 'x' is empty"),
-    ({"samplers": {"x": {**BOX, "distribution": "gauss"}}}, "invalid_request", "samplers.x"),
+    (
+        {"samplers": {"x": {**BOX, "distribution": "unifrm"}}},
+        "invalid_request",
+        "'samplers.x.distribution' is 'unifrm'; did you mean 'uniform'?; there are uniform, faces",
+    ),
+    ({"samplers": {"x": {"n": 8}}}, "invalid_request", "lacks its member 'samplers.x.distribution'"),
+    ({"optimiser": "adam"}, "invalid_request", "'optimiser': input should be an object"),
+    ({"optimiser": {"name": "adam", "learning_rate": -0.1}}, "invalid_request", "greater than or equal to 0"),
     (
         {"inputs": {"x": [[1.0, 2.0]]}},
         "sampler",

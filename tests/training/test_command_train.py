@@ -74,6 +74,10 @@ def test_a_file_that_is_not_there_and_a_run_without_a_name(
     file.write_text('{"loss": "1.0"}')
     assert command_line.main(["train", str(file), "--resume"]) == 1
     assert "--resume NAME" in capsys.readouterr().err
+    assert command_line.main(["train", "--resume", str(file)]) == 1
+    assert f"{file} gives the run no name" in capsys.readouterr().err
+    assert command_line.main(["train", "--resume"]) == 1
+    assert "which file? nablad train FILE" in capsys.readouterr().err
     file.write_text('{"loss": ')
     assert command_line.main(["train", str(file)]) == 1
     assert "is not valid JSON" in capsys.readouterr().err

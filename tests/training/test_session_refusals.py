@@ -40,6 +40,7 @@ def usable(session):
             "invalid_request",
             "the session holds 'scale' itself",
         ),
+        ({"loss": LOSS, "weight": float("inf")}, "invalid_request", "'weight': input should be a finite"),
         ({"loss": LOSS, "terms": ["fit"]}, "unknown_name", "has no value 'fit'"),
         ({"loss": LOSS, "term_gradients": "norms"}, "invalid_request", "term_gradients needs terms"),
     ],
@@ -48,6 +49,8 @@ def test_a_gradient_that_cannot_be(session, members, code, says):
     told = problem(session.post("gradient", **{"inputs": {"x": X}, **members}))
     assert told["code"] == code
     assert says in told["detail"]
+    if "weight" in members:  # its number was never read
+        session.numbers = iter(range(1, 99))
     assert usable(session)["step"] == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 from local_server import local_server
 from sessions_over_http import Spoken, begun, problem
+
+from nablad_service.training.saves import Saves
 
 ADAM = {"name": "adam", "learning_rate": 1e-2}
 LBFGS = {"name": "lbfgs", "memory_size": 3}
@@ -119,6 +122,23 @@ def test_sessions_make_room_for_one_another(tmp_path):
         begun(http, trained={"a": 1.0}, optimiser=ADAM)
         told = problem(http.post("/v1/sessions", json={"trained": {"a": 1.0}, "optimiser": ADAM}))
         assert (told["status"], told["code"]) == (507, "resident_limit")
+
+
+@pytest.mark.parametrize(
+    ("folder", "says"),
+    [
+        ("saves", r"another server has the checkpoints \S+ \(process \d+ holds it\); stop it, or choose"),
+        ("file/saves", "the checkpoints .* cannot be used: Not a directory; choose another --checkpoints"),
+    ],
+)
+def test_a_folder_for_saves_that_cannot_be_used_is_told_in_a_sentence(tmp_path, folder, says):
+    (tmp_path / "file").touch()
+    saves = Saves(tmp_path / "saves", keep=1)
+    command = [sys.executable, "-m", "nablad", "serve", "--port", "0", "--checkpoints"]
+    done = subprocess.run([*command, tmp_path / folder], capture_output=True, text=True, check=False)
+    saves.close()
+    assert (done.returncode, done.stdout) == (4, "")
+    assert re.fullmatch(f"nablad serve: {says}.*\n", done.stderr)
 
 
 def test_an_idle_session_of_a_server_without_saves_is_dropped():

@@ -26,9 +26,10 @@ def add_command(commands: Any) -> None:
         help="train on the server, as a file describes",
         description="Host the models of a .toml or .json file, train them on the server, save what came out. "
         "Ctrl-C stops the run and saves it.",
+        usage="nablad train FILE [--resume [NAME]] [--url URL]",
         epilog="example: nablad train burgers.toml; the file is described in docs/training.md",
     )
-    parser.add_argument("file", metavar="FILE", help=".toml or .json")
+    parser.add_argument("file", metavar="FILE", nargs="?", help=".toml or .json")
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -42,15 +43,20 @@ def add_command(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Host, train, save; 1 where the loop diverged, 130 where it was stopped by Ctrl-C."""
-    file = read_train_file(arguments.file)
+    path, resume = arguments.file, arguments.resume
+    if path is None and isinstance(resume, str):  # `--resume FILE`, which names no run
+        path, resume = resume, True
+    if path is None:
+        raise ValueError("which file? nablad train FILE")
+    file = read_train_file(path)
     _check_outputs(file)
-    members = {**file.members, **_resumed(file, arguments.resume)}
+    members = {**file.members, **_resumed(file, resume)}
     with Client(_url(file, arguments.url)) as client:
         with Waiting("waiting for the server"):
             file.host(client, missing_only=bool(members.get("resume")))
             started = client.train(**members, progress=drawable())
         print(f"run {started.name}", flush=True)
-        status = _follow(started, members)
+        status = _follow(started, named=started.name == file.members.get("name"))
         _save(file, started)
     return status
 
@@ -69,13 +75,13 @@ def _resumed(file: TrainFile, resume: str | bool | None) -> dict[str, Any]:
     return {"resume": True, "name": name}
 
 
-def _follow(started: Run, members: dict[str, Any]) -> int:
+def _follow(started: Run, *, named: bool) -> int:
     try:
         for report in started:
             if not drawable():
                 print(line(report), flush=True)
     except KeyboardInterrupt:
-        print(f"stopped; go on with --resume {started.name}", file=sys.stderr)
+        print(_left(started, "--resume" if named else f"--resume {started.name}"), file=sys.stderr)
         return 130
     except Diverged as error:
         print(f"nablad: {error}", file=sys.stderr)
@@ -83,6 +89,15 @@ def _follow(started: Run, members: dict[str, Any]) -> int:
     assert started.ended is not None
     print(f"step {started.ended.step}: {started.ended.reason}")
     return 0
+
+
+def _left(run: Run, resume: str) -> str:
+    if run.ended is None:
+        return f"left; run {run.name} goes on without you"
+    stopped = f"stopped at step {run.ended.step}"
+    if run.ended.checkpoint is None:
+        return f"{stopped}; it cannot be resumed, since the server keeps no saves"
+    return f"{stopped}; go on with {resume}"
 
 
 def line(report: Report) -> str:

@@ -26,11 +26,14 @@ class Optimiser(Message):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = Field(description="optax's name.", examples=["adam", "adamw", "sgd", "lbfgs"])
-    learning_rate: float | Schedule | None = Field(
+    learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Schedule | None = Field(
         None, description="A number or a schedule by step; what optax has by default, where it has one."
     )
     clip_norm: float | None = Field(
-        None, gt=0, description="Largest norm of all gradients together, frozen ones aside."
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Largest norm of all gradients together, frozen ones aside.",
     )
     frozen: list[str] = Field(
         default_factory=list,
@@ -95,9 +98,9 @@ class Computation(Message):
 class StepSettings(Message):
     """What holds for one step, in place of the optimiser's own settings."""
 
-    learning_rate: float | None = Field(None, ge=0)
-    clip_norm: float | None = Field(None, gt=0)
-    weight_decay: float | None = Field(None, ge=0)
+    learning_rate: float | None = Field(None, ge=0, allow_inf_nan=False)
+    clip_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
+    weight_decay: float | None = Field(None, ge=0, allow_inf_nan=False)
     frozen: list[str] | None = None
 
 
@@ -109,7 +112,9 @@ class SessionGradient(Numbered, Computation):
         "none", description="Whether to return the norms of each term's gradients."
     )
     gradients: bool = Field(False, description="Whether to return the arrays of this call's gradients too.")
-    weight: float = Field(1.0, gt=0, description="Of this call in the mean; examples in the batch, say.")
+    weight: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="Of this call in the mean; examples in the batch, say."
+    )
     seed: int | None = Field(None, description="Of random operators; by default the session draws one.")
     step: StepSettings | None = Field(
         None, description="Whether to update at once, as `step` does: one call in place of two."

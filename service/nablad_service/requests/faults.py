@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
@@ -11,7 +12,13 @@ from nablad.messages import Message
 from nablad_service.language.places import nearest
 
 # pydantic speaks Python; requests are JSON.
-WORDS = {"valid dictionary": "object", "dictionary": "object", "valid list": "list", "none": "null"}
+WORDS = {
+    "a valid dictionary": "an object",
+    "a dictionary": "an object",
+    "dictionary": "object",
+    "valid list": "list",
+    "none": "null",
+}
 
 
 def first_fault(error: ValidationError, structure: Any, kind: type[Message]) -> str:
@@ -30,10 +37,25 @@ def first_fault(error: ValidationError, structure: Any, kind: type[Message]) -> 
         return f"'{where}' is not a member of the request{nearest(path[-1], _members(kind, path[:-1]))}"
     if fault["type"] == "missing":
         return f"the request lacks its member '{where}'"
+    if fault["type"].startswith("union_tag"):
+        return _unknown_kind(where, fault["ctx"])
     message = (fault["msg"][0].lower() + fault["msg"][1:]).split(" or instance of")[0]
     for word, better in WORDS.items():
         message = message.replace(word, better)
     return f"'{where}': {message}"
+
+
+def _unknown_kind(where: str, told: Mapping[str, Any]) -> str:
+    """Of a member that may be of several kinds, which one of its own members tells apart."""
+    member = f"{where}.{_quoted(told['discriminator'])[0]}"
+    if "tag" not in told:
+        return f"the request lacks its member '{member}'"
+    kinds = _quoted(told["expected_tags"])
+    return f"'{member}' is '{told['tag']}'{nearest(told['tag'], kinds)}; there are {', '.join(kinds)}"
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall("'(.*?)'", text)
 
 
 def _members(kind: type[Message], path: Sequence[str]) -> list[str]:
