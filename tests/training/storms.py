@@ -25,7 +25,6 @@ from nablad.problems import Refusal
 from nablad_service.app import create_app
 from nablad_service.requests.reading import Body
 from nablad_service.settings import Settings
-from nablad_service.training.computing import Accumulation
 from nablad_service.training.restoring import arrays_of
 from nablad_service.training.sessions import Sessions
 
@@ -233,6 +232,11 @@ class Compiling:
         made, compiled = await self._inner.accumulation(*given, **named)
         return Failing(made, self._storm), compiled
 
+    async def gradient_step(self, *given: Any, **named: Any) -> tuple[Any, bool]:
+        """As `Pieces.gradient_step`."""
+        made, compiled = await self._inner.gradient_step(*given, **named)
+        return Failing(made, self._storm), compiled
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
@@ -240,11 +244,11 @@ class Compiling:
 class Failing:
     """A program that fails at the weight `BREAKS`, and whose values are gone now and then."""
 
-    def __init__(self, made: Accumulation, storm: Storm) -> None:
+    def __init__(self, made: Any, storm: Storm) -> None:
         self._made, self._storm = made, storm
 
-    def run(self, state: Any, call: Any) -> Any:
-        """As `Accumulation.run`."""
+    def run(self, state: Any, call: Any, *values: Any) -> Any:
+        """As `Accumulation.run`, or `GradientStep.run`."""
         if float(call.weight) == BREAKS:
             raise Refusal("function_failed", "it breaks")
         if float(call.weight) == HOLDS:
@@ -252,7 +256,7 @@ class Failing:
             assert self._storm.go.wait(30)
         if self._storm.strikes("handle gone", 0.06):
             raise Refusal("unknown_handle", "the storm")
-        return self._made.run(state, call)
+        return self._made.run(state, call, *values)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._made, name)
