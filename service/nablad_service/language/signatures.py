@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from nablad_service.language.parsing import expression_of
+
 Family = Literal[
     "arithmetic",
     "elementwise",
@@ -47,7 +49,7 @@ class OperatorSignature:
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
         """The arguments in order, read from `text`."""
-        call = ast.parse(self.text, mode="eval").body
+        call = expression_of(self.text)
         if not isinstance(call, ast.Call):  # an infix operator, `a + b`
             return tuple(Parameter(name.id) for name in ast.walk(call) if isinstance(name, ast.Name))
         positional = [

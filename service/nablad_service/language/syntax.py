@@ -8,6 +8,7 @@ import re
 from collections import Counter
 
 from nablad_service.language.limits import Limits
+from nablad_service.language.parsing import module_of
 from nablad_service.language.places import Span, refusal
 
 # fmt: off
@@ -58,7 +59,7 @@ def read(text: str, limits: Limits) -> ast.Module:
         raise refusal("syntax", "a program is text: it holds no null bytes", text, _span_at(text, "\0"))
     try:
         text.encode()
-        module = ast.parse(text)
+        module = module_of(text)
     except SyntaxError as error:
         raise refusal("syntax", *_syntax_error(text, error)) from None
     except (RecursionError, MemoryError):

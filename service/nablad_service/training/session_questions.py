@@ -17,6 +17,7 @@ from nablad.problems import Refusal
 from nablad.training.messages import SessionGradient, Trained
 from nablad_models import Model
 from nablad_service.language import Limits
+from nablad_service.language.parsing import module_of
 from nablad_service.query import Query, float_type
 from nablad_service.requests.handles import Take, with_values
 from nablad_service.requests.recalling import Lookups
@@ -225,7 +226,7 @@ def _names_in(text: str, limits: Limits) -> Collection[str] | None:
     if len(text) > limits.text_bytes:
         return None
     try:
-        return {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+        return {node.id for node in ast.walk(module_of(text)) if isinstance(node, ast.Name)}
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return None
 
