@@ -101,7 +101,7 @@ def test_a_crowd_of_impatient_callers_is_answered_as_callers_in_order(tmp_path: 
 
 
 def test_a_server_that_stops_under_calls_goes_on_behind_the_last_that_was_answered(tmp_path: Path) -> None:
-    plan = [GRADIENT, STEP] * 30
+    plan = [GRADIENT, STEP] * 300
     options = ("--port", "0", "--checkpoints", str(tmp_path))
 
     async def until_it_stops(server: Served) -> dict[int, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import threading
 
-# CPython counts the depth of the tree that it makes for all threads together, and fails with a SystemError where
-# another one makes a tree in between: a collection of garbage with a callback is enough, and JAX has one.
+# CPython counts the depth of the tree that it makes for all threads together, and fails with a SystemError
+# where another one makes a tree in between: a collection of garbage with a callback is enough; JAX has one.
 _ALONE = threading.Lock()
 
 
