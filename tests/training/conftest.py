@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-
-ARCHITECTURE = {"layers": [{"dense": [2, 8], "activation": "tanh"}, {"dense": [8, 1]}]}
+from following import ARCHITECTURE
 
 
 @pytest.fixture(scope="session")

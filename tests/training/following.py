@@ -10,6 +10,9 @@ from typing import Any
 import httpx
 import numpy as np
 
+ARCHITECTURE = {"layers": [{"dense": [2, 8], "activation": "tanh"}, {"dense": [8, 1]}]}
+"""Of the model that the trainer hosts."""
+
 
 @dataclass(frozen=True)
 class Told:

@@ -62,7 +62,6 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"samplers": {"x": {"n": 8}}}, "invalid_request", "lacks its member 'samplers.x.distribution'"),
     ({"optimiser": "adam"}, "invalid_request", "'optimiser': input should be an object"),
-    ({"optimiser": {"name": "adam", "learning_rate": -0.1}}, "invalid_request", "greater than or equal to 0"),
     (
         {"inputs": {"x": [[1.0, 2.0]]}},
         "sampler",

@@ -10,8 +10,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from conftest import ARCHITECTURE
-from following import Followed, events_of, params_of, trained
+from following import ARCHITECTURE, Followed, events_of, params_of, trained
 from served import served
 
 KILLS = int(os.environ.get("NABLAD_KILLS", "2"))

@@ -13,9 +13,8 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from conftest import ARCHITECTURE
 from fastapi import FastAPI
-from following import events_of
+from following import ARCHITECTURE, events_of
 from served import served
 
 from nablad_service.app import create_app

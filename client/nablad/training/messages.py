@@ -26,7 +26,7 @@ class Optimiser(Message):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = Field(description="optax's name.", examples=["adam", "adamw", "sgd", "lbfgs"])
-    learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Schedule | None = Field(
+    learning_rate: float | Schedule | None = Field(
         None, description="A number or a schedule by step; what optax has by default, where it has one."
     )
     clip_norm: float | None = Field(
