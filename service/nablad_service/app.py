@@ -151,7 +151,7 @@ def create_app(
         app.state.runs = Runs(parts, settings.max_sessions)
         pieces = Pieces(compiled, settings.max_programs)
         remembered = Memory(
-            Device(pieces, scheduler, engine.placement, learned),
+            Device(pieces, scheduler, engine.placement, compiled),
             store,
             saves,
             SessionLimits(

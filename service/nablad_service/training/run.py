@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from nablad_service.planning.programs import Programs
 from nablad_service.requests.validation import binding_of
 from nablad_service.running.scheduler import Finished, Scheduler
 from nablad_service.training.balance import balanced
+from nablad_service.training.diagnosing import diagnosed_training
 from nablad_service.training.events import Events
 from nablad_service.training.loop import MOST_STEPS, CompiledLoop, Given, LoopState, Records
 from nablad_service.training.progress import Progress, first_of
@@ -114,6 +116,7 @@ class Run:
         self._pace = 0.0
         self._saved_step: int | None = None
         self._bad_step: int | None = None
+        self._non_finite: NonFinite | None = None
         self._stop = asyncio.Event()
         self._why = ""
         first = 1 if saved is None else self._restore(*saved)
@@ -275,11 +278,13 @@ class Run:
 
     async def _diverge(self, step: int, records: Records, index: int) -> tuple[Ending, str]:
         """Go back to the last state whose loss is finite; the step that fails has number `step`, from 0."""
-        found = await self._diagnosed(step)
-        good = max(step - 1, 0)
-        call = next((one for one in reversed(self._calls) if one.first <= good), self._calls[-1])
+        found = await self._diagnosed(step, records, index)
+        # No further back than where the run began, or went on.
+        good = max(step - 1, self._calls[0].first)
+        call = next(one for one in reversed(self._calls) if one.first <= good)
         self._state = await self._on_device(lambda: call.to(good))
         self.step, self._entered, self._bad_step = good, call.stage.number, step + 1
+        self._non_finite = found
         wrong = [name for name, entries in records.terms.items() if not math.isfinite(float(entries[index]))]
         if math.isfinite(float(records.value[index])):
             what = "the gradient of the loss"
@@ -289,25 +294,25 @@ class Run:
             what = "the loss"
         detail = f"{what} is not finite in step {step + 1}"
         if not step:
-            detail += ", at the start values"
-        if found is not None:
-            detail += f": {found}"
-        if good:
-            detail += (
-                f"; what {good} steps gave is kept: try a smaller learning rate from there, or clip_norm"
-            )
-        return "diverged", detail
+            return "diverged", f"{detail}, at the start values: {found}"
+        if good == step:
+            then = f"the save of step {step} is at fault: begin anew, or load an earlier one in a session"
+            return "diverged", f"{detail}, at the values of the save: {found}; {then}"
+        then = f"what {good} steps gave is kept: try a smaller learning rate from there, or clip_norm"
+        return "diverged", f"{detail}: {found}; {then}"
 
-    async def _diagnosed(self, step: int) -> NonFinite | None:
-        """Where in the program it begins; None where that cannot be found."""
-        call, parts = self._calls[-1], self._parts
-        try:
-            query = await self._on_device(lambda: call.stage.asked_at(call.to(step), call.given, step))
-            diagnosis = await parts.programs.diagnosis(query)
-            return NonFinite.model_validate(await self._on_device(lambda: diagnosis.run(query)))
-        except Exception:
-            log.exception("where the run '%s' diverges could not be found", self.name)
-            return None
+    async def _diagnosed(self, step: int, records: Records, index: int) -> NonFinite:
+        """Where in the program it begins, in the first of the step's draws that shows it."""
+        call, programs = self._calls[-1], self._parts.programs
+        state = await self._on_device(lambda: call.to(step))
+        value = float(records.value[index])
+        norms = {name: float(entries[index]) for name, entries in records.norms.items()}
+        for turn in range(self.request.accumulate):
+            query = await self._on_device(partial(call.stage.asked_at, state, call.given, step, turn))
+            found = await diagnosed_training(programs, self._finished, query, value, norms)
+            if found.what:
+                break
+        return found
 
     def _end(self, kind: Ending, reason: str) -> None:
         self._close(kind, reason)
@@ -327,6 +332,7 @@ class Run:
             reason=reason,
             checkpoint=self._saved_step,
             seconds=self._elapsed(),
+            non_finite=self._non_finite,
         )
 
     # -- its saves

@@ -17,13 +17,16 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from nablad.messages import NonFinite
 from nablad.problems import Refusal
 from nablad.training.messages import Optimiser, SessionGradient, Standing, StepSettings
 from nablad_service.engine.placement import Placement
-from nablad_service.planning.learned_plans import LearnedPlans
+from nablad_service.planning.programs import Programs
 from nablad_service.query import Query, Signature, arguments
 from nablad_service.running.scheduler import OCCUPIED, Finished, Scheduler
-from nablad_service.training.computing import DRAWN, Batch, Call, Stepped
+from nablad_service.training.computing import DRAWN, Batch, Call, Computed, Stepped
+from nablad_service.training.diagnosing import diagnosed_training
+from nablad_service.training.gradients import asked
 from nablad_service.training.optimisers import Rule, StepValues, values_of
 from nablad_service.training.order import Order, Turn
 from nablad_service.training.pieces import Pieces
@@ -43,7 +46,7 @@ class Device:
     pieces: Pieces
     scheduler: Scheduler
     placement: Placement
-    learned: LearnedPlans
+    programs: Programs
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class Timed:
     finished: Finished[Any]
     compiled: bool
     compiling: float
+    non_finite: asyncio.Task[NonFinite] | None = None
+    """Finds where a gradient stopped being finite, for all who ask; the calls behind it do not wait."""
 
 
 @dataclass(eq=False)
@@ -180,23 +185,34 @@ class Session:
             if stepping is not None and values is not None:
                 state, figures = stepping.run(state, values, [])
                 computed, step = accumulation.computed(told), before.step + 1
-                return Progress(state, step), (computed, 0, (stepping.stepped(figures), step))
+                after, accumulated, stepped = Progress(state, step), 0, (stepping.stepped(figures), step)
+                return after, (computed, accumulated, stepped, wrong_of(before, computed, batch))
             pending = before.pending
             if self.rule.needs_loss:
                 kept = request.model_copy(update={"inputs": {}, "step": None})
                 pending = (*pending, Pending(kept, batch.kept()))
             after = Progress(state, before.step, before.accumulated + 1, pending)
-            return after, (accumulation.computed(told), after.accumulated, None)
+            computed = accumulation.computed(told)
+            return after, (computed, after.accumulated, None, wrong_of(before, computed, batch))
+
+        def wrong_of(before: Progress, computed: Computed, batch: Batch) -> Query | None:
+            return None if computed.finite else asked(query, _state(before).params, batch.around)
 
         apart = request.step is not None and not at_once
         if apart:
             await turn.alone()
         finished = await self._change(turn, change, next_may_begin=not apart)
-        result = finished.result
+        computed, accumulated, stepped, wrong = finished.result
         if request.step is not None and apart:
-            stepped = await self.step(turn, request.step)
-            result = (result[0], 0, stepped.result)
-        return Timed(result, finished, compiled, compiling)
+            accumulated, stepped = 0, (await self.step(turn, request.step)).result
+        diagnosis = None if wrong is None else asyncio.create_task(self._diagnosed(wrong, computed))
+        return Timed((computed, accumulated, stepped), finished, compiled, compiling, diagnosis)
+
+    async def _diagnosed(self, wrong: Query, computed: Computed) -> NonFinite:
+        device = self.device
+        return await diagnosed_training(
+            device.programs, device.scheduler.run, wrong, computed.value, computed.norms
+        )
 
     async def step(self, turn: Turn, request: StepSettings) -> Timed:
         """Update with the mean of the gradients. The result is a `Stepped` and the number of the step."""
@@ -277,8 +293,8 @@ class Session:
         """The planner's choices for a program: a run must not change its rounding on the way."""
         found = self._known.get(query.signature)
         if found is None:
-            learned = self.device.learned.get(query.signature)
-            key = self.device.learned.key(query.signature)
+            learned = self.device.programs.learned.get(query.signature)
+            key = self.device.programs.learned.key(query.signature)
             found = self.choices.setdefault(key, learned.choices if learned else {})
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()

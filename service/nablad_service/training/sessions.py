@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from nablad.messages import NonFinite
 from nablad.problems import Refusal
 from nablad.training.messages import (
     Numbered,
@@ -161,8 +162,10 @@ class Sessions:
 
     # -- what sessions do
 
-    async def gradient(self, name: str, body: Body, lookups: Lookups) -> tuple[SessionGradient, Timed]:
-        """`POST /v1/sessions/{name}/gradient`."""
+    async def gradient(
+        self, name: str, body: Body, lookups: Lookups
+    ) -> tuple[SessionGradient, Timed, NonFinite | None]:
+        """`POST /v1/sessions/{name}/gradient`; the last is a diagnosis, where one is needed."""
         request = await off_loop(len(body.data), lambda: decode(body, SessionGradient))
         session = await self._memory.find(body.tenant, name)
         read = off_loop(len(body.data), lambda: session.questions.query(request, lookups.take))
@@ -172,7 +175,10 @@ class Sessions:
             await self._bring(session)
             return await session.gradient(turn, request, query())
 
-        return request, await self._call(session, "gradient", request, body, work)
+        timed = await self._call(session, "gradient", request, body, work)
+        # Shielded: a caller that gives up must not take the diagnosis from one that asks again.
+        non_finite = None if timed.non_finite is None else await asyncio.shield(timed.non_finite)
+        return request, timed, non_finite
 
     async def step(self, name: str, body: Body) -> tuple[SessionStep, Timed]:
         """`POST /v1/sessions/{name}/step`."""
