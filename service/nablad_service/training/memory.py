@@ -12,6 +12,7 @@ from nablad.quantities import scaled
 from nablad_service.hosting import ModelStore
 from nablad_service.language import Limits
 from nablad_service.language.places import nearest
+from nablad_service.query import Query
 from nablad_service.training.restoring import About, about_of, arrays_of, progress_of, restored
 from nablad_service.training.runs import Runs
 from nablad_service.training.saves import Saves
@@ -121,6 +122,7 @@ class Memory:
         # Before anybody is told of it: the next restart must give another one.
         least = about.generation + 1
         session.generation = await asyncio.to_thread(saves.begin_generation, tenant, name, least)
+        session.take_choices(await asyncio.to_thread(saves.choices, tenant, name))
         self.sessions[tenant, name] = session
         return session
 
@@ -165,6 +167,27 @@ class Memory:
             saves.write, session.tenant, session.name, progress.step, finished.result, about
         )
         session.saved_as = sequence
+
+    async def choose(self, session: Session, query: Query) -> None:
+        """Choose how a program is computed at its first call in a session, for good.
+
+        What was done since a save is done again after a restart, and has to come out the same: by then the
+        server may have learned otherwise, so that a choice is durable before the first answer that rests on
+        it. Where there is no save, nothing is done again.
+        """
+        known = len(session.choices)
+        session.choices_of(query)
+        if len(session.choices) == known or self.saves is None:
+            return
+        async with session.lock:
+            if session.gone or not self.saves.steps(session.tenant, session.name):
+                return
+            write = self.saves.write_choices
+            try:
+                await asyncio.to_thread(write, session.tenant, session.name, session.choices)
+            except Refusal as refusal:
+                # As with a run that cannot be saved: it goes on, and the next save is refused to its caller.
+                log.error("how '%s' computes a program is not kept: %s", session.name, refusal.detail)
 
     async def make_room(self, coming: Session) -> None:
         """Take idle sessions out of memory until there is room for one more.

@@ -173,7 +173,9 @@ class Sessions:
 
         async def work(turn: Turn) -> Timed:
             await self._bring(session)
-            return await session.gradient(turn, request, query())
+            asked = query()
+            await self._memory.choose(session, asked)
+            return await session.gradient(turn, request, asked)
 
         timed = await self._call(session, "gradient", request, body, work)
         # Shielded: a caller that gives up must not take the diagnosis from one that asks again.
