@@ -41,7 +41,8 @@ class SessionLimits:
 class Memory:
     """All sessions of a server that were called since it began. Lives on one event loop.
 
-    Without `saves` a session ends with the server, and when it is idle.
+    Without `saves` a session ends with the server, and when it is idle. `sessions` are found by tenant and
+    name; runs have others.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Memory:
         saves: Saves | None,
         limits: SessionLimits,
         programs: Limits,
+        sessions: dict[tuple[str, str], Session],
         runs: Runs,
     ) -> None:
         self.device = device
@@ -59,7 +61,7 @@ class Memory:
         self.limits = limits
         self.programs = programs
         self.runs = runs
-        self.sessions: dict[tuple[str, str], Session] = {}
+        self.sessions = sessions
         self._coming: dict[tuple[str, str], asyncio.Task[Session]] = {}
         self._watch: asyncio.Task[None] | None = None
 
@@ -96,9 +98,7 @@ class Memory:
             return session
         if self.saves is None or name not in self.saves.names(tenant):
             raise self.unknown(tenant, name)
-        if self.runs.under_way(tenant, name):
-            detail = f"'{name}' is a run that is under way; stop it, and a session can go on from its save"
-            raise Refusal("session_exists", detail)
+        self.runs.check_ended(tenant, name)
         coming = self._coming.get((tenant, name))
         if coming is None:
             coming = self._coming[tenant, name] = asyncio.create_task(self._restore(self.saves, tenant, name))
@@ -123,6 +123,8 @@ class Memory:
         least = about.generation + 1
         session.generation = await asyncio.to_thread(saves.begin_generation, tenant, name, least)
         session.take_choices(await asyncio.to_thread(saves.choices, tenant, name))
+        self.runs.check_ended(tenant, name)  # it may have been resumed meanwhile
+        self.runs.forget(tenant, name)
         self.sessions[tenant, name] = session
         return session
 

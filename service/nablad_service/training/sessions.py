@@ -144,13 +144,16 @@ class Sessions:
         """Forget a session and its saves.
 
         Raises:
-            Refusal: `unknown_session`; `storage` where the saves cannot be removed.
+            Refusal: `unknown_session`; `storage` where the saves cannot be removed; `session_exists` where
+                a run of that name is under way.
         """
         session = self._memory.sessions.get((tenant, name))
         saves = self._saves
         if session is None:
             if saves is None or name not in saves.names(tenant):
                 raise self._memory.unknown(tenant, name)
+            self._memory.runs.check_ended(tenant, name)
+            self._memory.runs.forget(tenant, name)
             await asyncio.to_thread(saves.remove, tenant, name)
             return
         session.gone = True
@@ -302,6 +305,9 @@ class Sessions:
         return session.standing(steps)
 
     def _check_free(self, tenant: str, name: str) -> None:
+        if self._memory.runs.has(tenant, name):
+            detail = f"'{name}' is a run; stop it and delete it first, or choose another name"
+            raise Refusal("session_exists", detail)
         kept = self._saves.names(tenant) if self._saves is not None else []
         if (tenant, name) in self._memory.sessions or name in kept:
             detail = f"there is a session '{name}', or a save; go on with it, or delete it first"
