@@ -64,14 +64,14 @@ def test_a_call_that_comes_again_has_the_same_diagnosis(trainer: httpx.Client) -
     assert "is the argument negative?" in first["non_finite"]["message"]
 
 
-@pytest.mark.parametrize("optimiser", [SGD, {"name": "lbfgs"}])
+@pytest.mark.parametrize("members", [{}, {"step": {"frozen": ["w"]}}], ids=["alone", "with its step"])
 def test_a_program_that_draws_is_diagnosed_with_what_it_drew(
-    trainer: httpx.Client, optimiser: dict[str, Any]
+    trainer: httpx.Client, members: dict[str, Any]
 ) -> None:
     """With other draws it would be finite, most of the time."""
-    session = begun(trainer, trained={"w": 1.0}, optimiser=optimiser, seed=3)
+    session = begun(trainer, trained={"w": 1.0}, optimiser=SGD, seed=3)
     loss = "u = normal(w, 1, 0)[0]\nlog(w * u)"
-    found = [session.call("gradient", loss=loss) for _ in range(8)]
+    found = [session.call("gradient", loss=loss, **members) for _ in range(8)]
     wrong = [one for one in found if np.isnan(one["value"])]
     assert 0 < len(wrong) < len(found)
     for one in wrong:

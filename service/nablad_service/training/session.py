@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -24,7 +24,8 @@ from nablad_service.engine.placement import Placement
 from nablad_service.planning.programs import Programs
 from nablad_service.query import Query, Signature, arguments
 from nablad_service.running.scheduler import OCCUPIED, Finished, Scheduler
-from nablad_service.training.computing import DRAWN, Batch, Call, Computed, Stepped
+from nablad_service.training.changes import DRAWN, Adding, Batch, Call
+from nablad_service.training.computing import Computed, Stepped
 from nablad_service.training.diagnosing import diagnosed_training
 from nablad_service.training.gradients import asked
 from nablad_service.training.optimisers import Rule, StepValues, values_of
@@ -162,57 +163,79 @@ class Session:
         The result is a `Computed`, how many have been added since the last step, and the result of `step`, or
         None.
         """
-        values = None if request.step is None else self._values_of(request.step)
-        at_once = values is not None and not self.rule.needs_loss
+        if request.step is None:
+            return await self._add(turn, request, query)
+        if not self.rule.needs_loss:
+            return await self._add_and_step(turn, request, query, self._values_of(request.step))
+        await turn.alone()
+        added = await self._add(turn, request, query, next_may_begin=False)
+        stepped = await self.step(turn, request.step)
+        return replace(added, result=(added.result[0], 0, stepped.result))
+
+    async def _add(
+        self, turn: Turn, request: SessionGradient, query: Query, *, next_may_begin: bool = True
+    ) -> Timed:
         started = time.perf_counter()
         accumulation, compiled = await self.device.pieces.accumulation(
             query,
             self.choices_of(query),
             self.specs,
             self._call(request, query, arguments(query)["inputs"]),
-            with_gradients=request.gradients,
+            tells_gradients=request.gradients,
         )
-        stepping = None
-        if values is not None and at_once:
-            stepping, also = await self.device.pieces.step(self.rule, self.specs, values, [])
-            compiled = compiled or also
         compiling = time.perf_counter() - started if compiled else 0.0
 
         def change(before: Progress) -> tuple[Progress, Any]:
             given = self.device.placement.arguments(query)
             call = self._call(request, query, given["inputs"])
             state, told, batch = accumulation.run(_state(before), call)
-            if stepping is not None and values is not None:
-                state, figures = stepping.run(state, values, [])
-                computed, step = accumulation.computed(told), before.step + 1
-                after, accumulated, stepped = Progress(state, step), 0, (stepping.stepped(figures), step)
-                return after, (computed, accumulated, stepped, wrong_of(before, computed, batch))
             pending = before.pending
             if self.rule.needs_loss:
                 kept = request.model_copy(update={"inputs": {}, "step": None})
                 pending = (*pending, Pending(kept, batch.kept()))
             after = Progress(state, before.step, before.accumulated + 1, pending)
             computed = accumulation.computed(told)
-            return after, (computed, after.accumulated, None, wrong_of(before, computed, batch))
+            wrong = _wrong(computed, query, accumulation.adding, before, call)
+            return after, (computed, after.accumulated, None, wrong)
 
-        def wrong_of(before: Progress, computed: Computed, batch: Batch) -> Query | None:
-            return None if computed.finite else asked(query, _state(before).params, batch.around)
+        finished = await self._change(turn, change, next_may_begin=next_may_begin)
+        return self._told(finished, compiled, compiling)
 
-        apart = request.step is not None and not at_once
-        if apart:
-            await turn.alone()
-        finished = await self._change(turn, change, next_may_begin=not apart)
-        computed, accumulated, stepped, wrong = finished.result
-        if request.step is not None and apart:
-            accumulated, stepped = 0, (await self.step(turn, request.step)).result
-        diagnosis = None if wrong is None else asyncio.create_task(self._diagnosed(wrong, computed))
-        return Timed((computed, accumulated, stepped), finished, compiled, compiling, diagnosis)
+    async def _add_and_step(
+        self, turn: Turn, request: SessionGradient, query: Query, values: StepValues
+    ) -> Timed:
+        started = time.perf_counter()
+        gradient_step, compiled = await self.device.pieces.gradient_step(
+            query,
+            self.choices_of(query),
+            self.specs,
+            self._call(request, query, arguments(query)["inputs"]),
+            self.rule,
+            values,
+            tells_gradients=request.gradients,
+        )
+        compiling = time.perf_counter() - started if compiled else 0.0
+
+        def change(before: Progress) -> tuple[Progress, Any]:
+            given = self.device.placement.arguments(query)
+            call = self._call(request, query, given["inputs"])
+            state, told = gradient_step.run(_state(before), call, values)
+            computed, stepped = gradient_step.told(told)
+            after = Progress(state, before.step + 1)
+            wrong = _wrong(computed, query, gradient_step.adding, before, call)
+            return after, (computed, 0, (stepped, after.step), wrong)
+
+        finished = await self._change(turn, change)
+        return self._told(finished, compiled, compiling)
+
+    def _told(self, finished: Finished[Any], compiled: bool, compiling: float) -> Timed:
+        *told, wrong = finished.result
+        found = None if wrong is None else asyncio.create_task(self._diagnosed(wrong, told[0]))
+        return Timed(tuple(told), finished, compiled, compiling, found)
 
     async def _diagnosed(self, wrong: Query, computed: Computed) -> NonFinite:
-        device = self.device
-        return await diagnosed_training(
-            device.programs, device.scheduler.run, wrong, computed.value, computed.norms
-        )
+        programs, run = self.device.programs, self.device.scheduler.run
+        return await diagnosed_training(programs, run, wrong, computed.value, computed.norms)
 
     async def step(self, turn: Turn, request: StepSettings) -> Timed:
         """Update with the mean of the gradients. The result is a `Stepped` and the number of the step."""
@@ -326,6 +349,14 @@ class Session:
 def _state(progress: Progress) -> TrainingState:
     assert progress.state is not None  # calls begin with it in memory
     return progress.state
+
+
+def _wrong(computed: Computed, query: Query, adding: Adding, before: Progress, call: Call) -> Query | None:
+    """What was asked of a program whose result is not finite."""
+    if computed.finite:
+        return None
+    state = _state(before)
+    return asked(query, state.params, adding.around(state, call))
 
 
 def _need_gradient(progress: Progress) -> None:
