@@ -13,6 +13,7 @@ from nablad_service.planning.programs import Programs
 from nablad_service.query import Query, arguments
 from nablad_service.training.gradients import labels_of
 from nablad_service.training.labels import leaf_of
+from nablad_service.training.loop import Records
 
 
 async def diagnosed_training(
@@ -36,3 +37,31 @@ async def diagnosed_training(
             message = f"'{label}' is not finite itself: a step before this one made it so, or it began so"
             return NonFinite(what=what, message=message)
     return NonFinite.model_validate(await diagnosed(programs, run, query))
+
+
+def divergence(step: int, good: int, records: Records, index: int, found: NonFinite) -> str:
+    """Why a loop ends that is not finite any more, and what to do, in one sentence.
+
+    Args:
+        step: that failed, from 0.
+        good: steps after which the loss was finite; `step` itself where the loop went on from a save at which
+            it is not.
+        records: of the call with that step.
+        index: of the step among them.
+        found: the diagnosis.
+    """
+    wrong = [name for name, entries in records.terms.items() if not math.isfinite(float(entries[index]))]
+    if math.isfinite(float(records.value[index])):
+        what = "the gradient of the loss"
+    elif wrong:
+        what = f"the term {' and the term '.join(map(repr, wrong))}"
+    else:
+        what = "the loss"
+    detail = f"{what} is not finite in step {step + 1}"
+    if not step:
+        return f"{detail}, at the start values: {found}"
+    if good == step:
+        then = f"the save of step {step} is at fault: begin anew, or load an earlier one in a session"
+        return f"{detail}, at the values of the save: {found}; {then}"
+    then = f"what {good} steps gave is kept: try a smaller learning rate from there, or clip_norm"
+    return f"{detail}: {found}; {then}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,16 +17,16 @@ from nablad.problems import Problem, Refusal
 from nablad.training.messages import Ended, Report, RunStanding, TrainRequest
 from nablad_service.engine.placement import Placement
 from nablad_service.planning.programs import Programs
-from nablad_service.requests.validation import binding_of
 from nablad_service.running.scheduler import Finished, Scheduler
 from nablad_service.training.balance import balanced
-from nablad_service.training.diagnosing import diagnosed_training
+from nablad_service.training.diagnosing import diagnosed_training, divergence
 from nablad_service.training.events import Events
 from nablad_service.training.loop import MOST_STEPS, CompiledLoop, Given, LoopState, Records
 from nablad_service.training.progress import Progress, first_of
+from nablad_service.training.resuming import Stand, about_of, resumed
 from nablad_service.training.saves import Saves
 from nablad_service.training.stages import CompiledLoops, Stage, entered, whole
-from nablad_service.training.state import on_device, on_host
+from nablad_service.training.state import Saved, on_host
 from nablad_service.training.supply import Supply
 
 T = TypeVar("T")
@@ -94,7 +93,7 @@ class Run:
         parts: Parts,
         *,
         deserted: Callable[[Run], None],
-        saved: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None,
+        saved: tuple[Saved, Mapping[str, Any]] | None = None,
     ) -> None:
         self.name = name
         self.tenant = tenant
@@ -119,9 +118,18 @@ class Run:
         self._non_finite: NonFinite | None = None
         self._stop = asyncio.Event()
         self._why = ""
-        first = 1 if saved is None else self._restore(*saved)
+        first = 1 if saved is None else self._resume(*saved)
         self.events = Events(first, lambda: deserted(self))
         self._task: asyncio.Task[None] | None = None
+
+    def _resume(self, saved: Saved, about: Mapping[str, Any]) -> int:
+        """Stand where a save stands; the number of the next event."""
+        self.step, stand, self._state = resumed(self.name, self.request, self._stages, saved, about)
+        self._entered, self._saved_step = stand.stage, self.step
+        self._weights, self._seconds = dict(stand.weights), stand.seconds
+        end = self._stages[-1].end
+        self._progress = Progress(self.request, end, step=self.step, value=stand.value, best=stand.best)
+        return stand.event + 1
 
     def start(self) -> None:
         """Begin, or go on."""
@@ -285,21 +293,7 @@ class Run:
         self._state = await self._on_device(lambda: call.to(good))
         self.step, self._entered, self._bad_step = good, call.stage.number, step + 1
         self._non_finite = found
-        wrong = [name for name, entries in records.terms.items() if not math.isfinite(float(entries[index]))]
-        if math.isfinite(float(records.value[index])):
-            what = "the gradient of the loss"
-        elif wrong:
-            what = f"the term {' and the term '.join(map(repr, wrong))}"
-        else:
-            what = "the loss"
-        detail = f"{what} is not finite in step {step + 1}"
-        if not step:
-            return "diverged", f"{detail}, at the start values: {found}"
-        if good == step:
-            then = f"the save of step {step} is at fault: begin anew, or load an earlier one in a session"
-            return "diverged", f"{detail}, at the values of the save: {found}; {then}"
-        then = f"what {good} steps gave is kept: try a smaller learning rate from there, or clip_norm"
-        return "diverged", f"{detail}: {found}; {then}"
+        return "diverged", divergence(step, good, records, index, found)
 
     async def _diagnosed(self, step: int, records: Records, index: int) -> NonFinite:
         """Where in the program it begins, in the first of the step's draws that shows it."""
@@ -344,8 +338,9 @@ class Run:
             return
         stage, step = self._stages[self._entered], self.step
         arrays = await self._on_device(lambda: on_host(whole(state, stage, step)))
+        about = about_of(self.request, self._stages, step, self._stand(stage))
         try:
-            await asyncio.to_thread(saves.write, self.tenant, self.name, step, arrays, self._about(stage))
+            await asyncio.to_thread(saves.write, self.tenant, self.name, step, arrays, about)
         except Refusal as refusal:
             log.error("the run '%s' could not be saved: %s", self.name, refusal.detail)
             self.events.tell("unsaved", Problem.of(refusal).model_dump(exclude_none=True))
@@ -353,66 +348,16 @@ class Run:
         self._saved_step = step
         self.events.tell("checkpoint", {"step": step})
 
-    def _about(self, stage: Stage) -> dict[str, Any]:
-        """What a save says beside the arrays."""
-        return {
-            "kind": "run",
-            "step": self.step,
-            "optimiser": stage.optimiser.model_dump(),
-            "models": {name: binding_of(bound).name for name, bound in self.request.models.items()},
-            "digests": {one.name: one.digest for one in stage.query.signature.models},
-            "modes": {one.name: one.mode for one in stage.query.signature.models},
-            "trained": list(self.request.trained),
-            "loop": {
-                "stage": stage.number,
-                "weights": self._weights,
-                "best": list(self._progress.best) if self._progress.best else None,
-                "value": self._progress.value,
-                "event": self.events.next,
-                "seconds": self._elapsed(),
-                "choices": {
-                    one.dtype: {str(node): strategy for node, strategy in one.choices.items()}
-                    for one in self._stages
-                },
-            },
-        }
-
-    def _restore(self, leaves: Mapping[str, Any], about: Mapping[str, Any]) -> int:
-        """Stand where a save stands; the number of the next event."""
-        what = f"the save of '{self.name}' at step {about['step']}"
-        if about.get("kind") != "run":
-            raise Refusal("unfit_save", f"{what} is a session's; go on with it as a session")
-        loop = about["loop"]
-        self.step = int(about["step"])
-        fitting = [one for one in self._stages if one.number == loop["stage"] and one.end >= self.step]
-        if not fitting:
-            detail = (
-                f"{what} was made in phase {loop['stage'] + 1}, which here ends before it, or is not there"
-            )
-            raise Refusal("unfit_save", f"{detail}; send the phases that it was begun with, or longer ones")
-        stage = fitting[0]
-        for model in stage.query.signature.models:
-            if about["digests"].get(model.name) != model.digest:
-                raise Refusal("unfit_save", f"{what} has another model for '{model.name}'; bind that one")
-        name = about["optimiser"]["name"]
-        if name != stage.optimiser.name:
-            detail = f"{what} was made by {name}, here phase {stage.number + 1} has {stage.optimiser.name}"
-            raise Refusal("unfit_save", f"{detail}; the state of one is of no use to the other")
-        state = on_device(leaves, stage.like(), what)
-        self._state = LoopState(state.params, state.models, state.optimiser)
-        self._entered = stage.number
-        if set(loop["weights"]) == set(self._weights):
-            self._weights = dict(loop["weights"]) if self.request.balance else self._weights
-        best = loop["best"]
-        self._progress = Progress(
-            self.request,
-            self._stages[-1].end,
-            step=self.step,
-            value=loop["value"],
-            best=(best[0], best[1]) if best else None,
+    def _stand(self, stage: Stage) -> Stand:
+        progress = self._progress
+        return Stand(
+            stage.number,
+            self._weights,
+            progress.value,
+            progress.best,
+            self.events.next,
+            self._elapsed(),
         )
-        self._seconds, self._saved_step = loop["seconds"], self.step
-        return int(loop["event"]) + 1
 
     # -- the device
 

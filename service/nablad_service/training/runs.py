@@ -13,8 +13,9 @@ from nablad_service.language.places import nearest
 from nablad_service.requests.recalling import Lookups
 from nablad_service.training.labels import parameter_of
 from nablad_service.training.questions import loop_query
+from nablad_service.training.resuming import choices_of
 from nablad_service.training.run import Parts, Run
-from nablad_service.training.stages import Choices, stages_of
+from nablad_service.training.stages import stages_of
 
 PATIENCE = 30.0
 """Seconds for which a run goes on that nobody listens to: a stream that broke is asked for again."""
@@ -66,7 +67,7 @@ class Runs:
         if request.resume and saves is not None:
             saved = await asyncio.to_thread(saves.read, tenant, name)
         query, samplers = await asyncio.to_thread(loop_query, request, lookups)
-        chosen = _choices(saved[1]) if saved is not None else {}
+        chosen = choices_of(saved[1]) if saved is not None else {}
         stages = await stages_of(request, query, samplers, self._parts.programs, chosen)
         self._check_free(tenant, name, request)
         self._make_room()
@@ -232,14 +233,6 @@ class Runs:
             f"; there are {', '.join(known[:20])}" if known else "; there is none"
         )
         return Refusal("unknown_run", f"no run is called '{name[:100]}'{hint}")
-
-
-def _choices(about: Mapping[str, Any]) -> dict[str, Choices]:
-    """The strategies that a save was made with, by float type."""
-    kept = about.get("loop", {}).get("choices", {})
-    return {
-        dtype: {int(node): strategy for node, strategy in choices.items()} for dtype, choices in kept.items()
-    }
 
 
 def _sections(leaves: Mapping[str, Any]) -> dict[str, Any]:
