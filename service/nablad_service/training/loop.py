@@ -125,6 +125,10 @@ class Loop:
         return loss
 
     def _step(self, state: LoopState, given: Given, step: Any) -> tuple[LoopState, Records]:
+        # L-BFGS keeps what its line search found here, and `optax.value_and_grad_from_state` gives it back: a
+        # step of a Poisson PINN would take 0.64 of the time. But a line search knows no terms, what it found
+        # holds only for the same draws, weights, seed and models' state, and differs in its last bits: a run
+        # that goes on from a save, where any of these may be another, would not come to the same numbers.
         found = self.look(state, given, step)
         updated = self.rule.update(
             found.gradients,
