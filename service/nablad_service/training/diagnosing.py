@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import jax.numpy as jnp
+import numpy as np
 
 from nablad.messages import NonFinite
 from nablad_service.planning.diagnosing import OnDevice, diagnosed
 from nablad_service.planning.programs import Programs
 from nablad_service.query import Query, arguments
-from nablad_service.training.gradients import labels_of
+from nablad_service.running.off_loop import off_loop
+from nablad_service.training.gradients import Arrays, labels_of
 from nablad_service.training.labels import leaf_of
 from nablad_service.training.loop import Records
+from nablad_service.training.state import size_of
 
 
 async def diagnosed_training(
@@ -29,14 +31,20 @@ async def diagnosed_training(
         norms: of the gradients that were found, by entry of `wrt`.
     """
     given = arguments(query)
-    for label in labels_of(query):
-        # Once that is so, all calls that follow are like this: nothing is compiled or run for them.
-        if not bool(jnp.isfinite(leaf_of(given, label)).all()):
-            what = [] if math.isfinite(value) else ["value"]
-            what += [f"gradients.{entry}" for entry, norm in norms.items() if not math.isfinite(norm)]
-            message = f"'{label}' is not finite itself: a step before this one made it so, or it began so"
-            return NonFinite(what=what, message=message)
-    return NonFinite.model_validate(await diagnosed(programs, run, query))
+    trained = {label: leaf_of(given, label) for label in labels_of(query)}
+    spoiled = await off_loop(size_of(trained), lambda: _spoiled(trained))
+    if spoiled is None:
+        return NonFinite.model_validate(await diagnosed(programs, run, query))
+    # All calls that follow are like this: nothing is compiled or run for them.
+    what = [] if math.isfinite(value) else ["value"]
+    what += [f"gradients.{entry}" for entry, norm in norms.items() if not math.isfinite(norm)]
+    message = f"'{spoiled}' is not finite itself: a step before this one made it so, or it began so"
+    return NonFinite(what=what, message=message)
+
+
+def _spoiled(trained: Arrays) -> str | None:
+    """The label of what is not finite before anything is computed with it."""
+    return next((label for label, array in trained.items() if not np.isfinite(array).all()), None)
 
 
 def divergence(step: int, good: int, records: Records, index: int, found: NonFinite) -> str:
