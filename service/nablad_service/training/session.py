@@ -168,8 +168,13 @@ class Session:
         if not self.rule.needs_loss:
             return await self._add_and_step(turn, request, query, self._values_of(request.step))
         await turn.alone()
+        before = self.progress
         added = await self._add(turn, request, query, next_may_begin=False)
-        stepped = await self.step(turn, request.step)
+        try:
+            stepped = await self.step(turn, request.step)
+        except BaseException:
+            self.progress = before  # nobody else has begun: both are done, or neither
+            raise
         return replace(added, result=(added.result[0], 0, stepped.result))
 
     async def _add(
