@@ -46,7 +46,7 @@ from nablad_service.training.pieces import Pieces
 from nablad_service.training.run import Parts
 from nablad_service.training.runs import Runs
 from nablad_service.training.saves import Saves
-from nablad_service.training.session import Device
+from nablad_service.training.session import Device, Session
 from nablad_service.training.sessions import Sessions
 from nablad_service.training.stages import CompiledLoops
 
@@ -147,17 +147,18 @@ def create_app(
         app.state.learned = learned
         app.state.engine = engine
         app.state.shelf = shelf
-        training = saves
-        if training is None and settings.checkpoints is not None:
-            training = Saves(Path(settings.checkpoints), keep=settings.saves_kept)
-        app.state.saves = training
-        parts = Parts(compiled, scheduler, engine.placement, CompiledLoops(compiled), training)
-        app.state.runs = Runs(parts, settings.max_sessions)
+        saved = saves
+        if saved is None and settings.checkpoints is not None:
+            saved = Saves(Path(settings.checkpoints), keep=settings.saves_kept)
+        app.state.saves = saved
+        parts = Parts(compiled, scheduler, engine.placement, CompiledLoops(compiled), saved)
+        sessions: dict[tuple[str, str], Session] = {}
+        app.state.runs = Runs(parts, settings.max_sessions, sessions)
         pieces = Pieces(compiled, settings.max_programs)
         remembered = Memory(
-            Device(pieces, scheduler, engine.placement, learned),
+            Device(pieces, scheduler, engine.placement, compiled),
             store,
-            training,
+            saved,
             SessionLimits(
                 settings.max_sessions,
                 settings.max_session_bytes,
@@ -165,6 +166,7 @@ def create_app(
                 settings.session_wait_seconds,
             ),
             settings.limits,
+            sessions,
             app.state.runs,
         )
         remembered.start()
@@ -191,8 +193,8 @@ def create_app(
         batches.close()
         compiled.close()
         scheduler.close()
-        if training is not None:
-            training.close()
+        if saved is not None:
+            saved.close()
         if kept is not None:
             kept.close()
 

@@ -130,7 +130,7 @@ class Storm:
         body = Body(data, wire.JSON, wire.JSON, "list")
         try:
             if planned.kind == "gradient":
-                _, timed = await self.sessions.gradient(name, body, self.lookups(body))
+                _, timed, _ = await self.sessions.gradient(name, body, self.lookups(body))
                 computed, accumulated, stepped = timed.result
                 return computed.value, computed.norms, accumulated, stepped
             if planned.kind == "step":
@@ -212,7 +212,7 @@ class Scheduling:
         if storm.strikes("overrun", 0.04):
             # Its caller is told, and the device's thread goes on with it all the same.
             left = asyncio.ensure_future(self._inner.run(slowly))
-            left.add_done_callback(lambda task: task.exception())
+            left.add_done_callback(lambda task: task.cancelled() or task.exception())
             await asyncio.sleep(storm.chance.choice([0, 0.001, 0.005]))
             raise Refusal("too_slow", "the storm")
         return await self._inner.run(slowly)
@@ -254,7 +254,7 @@ class Failing:
         if float(call.weight) == HOLDS:
             self._storm.held.set()
             assert self._storm.go.wait(30)
-        if self._storm.strikes("handle gone", 0.06):
+        if self._storm.strikes("handle gone", 0.1):
             raise Refusal("unknown_handle", "the storm")
         return self._made.run(state, call, *values)
 

@@ -266,11 +266,11 @@ def test_ctrl_c_stops_the_run_and_keeps_what_there_is(client: nablad.Client, tmp
         '[models]\nmodel = "net"\n[optimiser]\nname = "adam"\nlearning_rate = 1e-3\n'
         "[inputs]\nx = [[0.1, 0.2], [0.3, 0.4]]\n"
     )
+    command = [sys.executable, "-m", "nablad", "train", str(file), "--url", str(client._sender.url)]
     # Started from a shell's background the tests ignore the signal, and whatever they start would, too.
-    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    begun = f"{heeding}; from nablad.command_line import main; raise SystemExit(main())"
-    command = [sys.executable, "-c", begun, "train", str(file), "--url", str(client._sender.url)]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        signal.signal(signal.SIGINT, before)
         assert process.stdout is not None
         seen = [process.stdout.readline() for _ in range(3)]
         assert seen[0] == "run interrupted\n"

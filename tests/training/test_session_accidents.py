@@ -146,6 +146,27 @@ def test_calls_of_a_session_that_is_deleted_are_told_so(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_call_whose_session_is_deleted_while_its_program_is_compiled_is_told_so(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with inside(tmp_path) as storm:
+            await storm.begin("run", ADAMW)
+            began, go = asyncio.Event(), asyncio.Event()
+
+            async def accumulation(*given: Any, **named: Any) -> Any:
+                began.set()
+                await go.wait()
+                return await storm.pieces.accumulation(*given, **named)
+
+            storm.memory.device.pieces.accumulation = accumulation  # type: ignore[method-assign]
+            calling = asyncio.create_task(storm.call("run", 1, GRADIENT))
+            await began.wait()
+            await storm.sessions.delete("", "run")
+            go.set()
+            assert await calling == "unknown_session"
+
+    asyncio.run(scenario())
+
+
 def test_a_session_whose_saves_cannot_be_removed_goes_on(tmp_path: Path, monkeypatch) -> None:
     def refuse(*given: Any) -> None:
         raise Refusal("storage", "the disk says no")
