@@ -21,7 +21,6 @@ from served import Served, served
 import nablad
 from nablad import wire
 from nablad.arrays import encode_array
-from nablad.frame import pack_frame
 from nablad.shared_memory import FORGET, SHARE, SUFFIX
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux's")
@@ -262,7 +261,7 @@ def http(server: Served, path: Path) -> Iterator[httpx.Client]:
 
 def question(x: Any) -> list[Any]:
     array = encode_array(np.asarray(x), "attached")
-    return pack_frame({"loss": "sum(x**2)", "inputs": {"x": array}, "wrt": ["x"]})
+    return wire.encode_body({"loss": "sum(x**2)", "inputs": {"x": array}, "wrt": ["x"]}, wire.FRAME)
 
 
 FRAMED = {"Content-Type": wire.FRAME, "Accept": wire.FRAME}
@@ -336,7 +335,7 @@ def test_what_is_kept_does_not_change_with_the_callers_memory(http: httpx.Client
     http.put("/v1/models/kept", json={"architecture": {"layers": [{"dense": [2, 2]}]}}).raise_for_status()
     params = {"layer_1.weight": np.ones((2, 2), "f4"), "layer_1.bias": np.ones(2, "f4")}
     tree = {name: encode_array(array, "attached") for name, array in params.items()}
-    frame = b"".join(map(bytes, pack_frame({"params": tree})))
+    frame = b"".join(map(bytes, wire.encode_body({"params": tree}, wire.FRAME)))
     descriptor = memory(8192)
     with mmap.mmap(descriptor, 8192) as block:
         block[: len(frame)] = frame
