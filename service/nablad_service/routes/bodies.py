@@ -101,7 +101,7 @@ async def _received_in_place(request: Request, size: int, lend: Lend) -> Buffer:
         # JAX holds on to the inputs of one call until the next, or until cycles are collected: with them gone
         # their block is used again.
         gc.collect(0)
-        block = _room(size, lend)
+        block = room(size, lend)
         if await receive_into(block) < size:
             raise ClientDisconnect
         return block
@@ -111,13 +111,18 @@ async def _received_in_place(request: Request, size: int, lend: Lend) -> Buffer:
         if len(chunk) == size:
             return chunk  # a small body comes whole; the alignment of small arrays is worth no copy
         # Made when the first bytes are here: an announcement alone costs no memory.
-        data = _room(size, aligned) if data is None else data
+        data = room(size, aligned) if data is None else data
         data[end : end + len(chunk)] = chunk
         end += len(chunk)
     return b"" if data is None else data[:end]
 
 
-def _room(size: int, lend: Lend) -> memoryview:
+def room(size: int, lend: Lend) -> memoryview:
+    """Memory for a body.
+
+    Raises:
+        Refusal: `out_of_memory`.
+    """
     try:
         return lend(size)
     except MemoryError:
