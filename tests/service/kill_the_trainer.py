@@ -28,7 +28,8 @@ import httpx
 import numpy as np
 from kill_the_server import Server
 
-CYCLE = ("gradient", "gradient", "step", "gradient", "step", "save", "gradient", "step")
+BOTH = "gradient with its step"
+CYCLE = ("gradient", "gradient", "step", BOTH, BOTH, "gradient", "step", "save", "gradient", BOTH)
 LOSS = "r = tanh(x @ w) - y + 0.01 * normal(y, 1, 0)[0]\nmean(r**2)"
 SESSION = {
     "trained": {"w": {"dtype": "float32", "shape": [400], "data": [0.1] * 400}},
@@ -44,11 +45,12 @@ LONGEST = 0.05
 def body_of(number: int) -> tuple[str, dict[str, Any]]:
     """What a call does."""
     kind = CYCLE[(number - 1) % len(CYCLE)]
-    if kind != "gradient":
+    if kind in ("step", "save"):
         return kind, {}
     numbers = np.random.default_rng(number)
     x = numbers.standard_normal((4, 400)).round(3)
-    return kind, {"loss": LOSS, "inputs": {"x": x.tolist(), "y": numbers.standard_normal(4).tolist()}}
+    inputs = {"x": x.tolist(), "y": numbers.standard_normal(4).tolist()}
+    return kind, {"loss": LOSS, "inputs": inputs, **({"step": {}} if kind == BOTH else {})}
 
 
 class Training:
@@ -91,7 +93,8 @@ class Training:
     def _call(self, http: httpx.Client, number: int) -> None:
         kind, members = body_of(number)
         numbered = {"sequence": number, "generation": self._generation, **members}
-        answer = http.post(f"/v1/sessions/{self._name}/{kind}", json=numbered)
+        path = "gradient" if kind == BOTH else kind
+        answer = http.post(f"/v1/sessions/{self._name}/{path}", json=numbered)
         if answer.status_code != 200:
             raise AssertionError(answer.text)
         told = answer.json()
@@ -154,7 +157,7 @@ def looked_at(http: httpx.Client, acknowledged: int, turn: int, seen: Counter[st
         raise SystemExit(f"it stands after call {done}, which is no save")
     if done < acknowledged:
         raise SystemExit(f"the save {acknowledged} was acknowledged, it stands at {done}")
-    steps = sum(body_of(number)[0] == "step" for number in range(2, done))
+    steps = sum(body_of(number)[0] in ("step", BOTH) for number in range(2, done))
     if standing["step"] != steps or generation != turn + 1 or standing["loaded"]:
         raise SystemExit(f"after {steps} steps and {turn} restarts it says {standing}")
     refused = http.post("/v1/sessions/run/step", json={"sequence": done + 1, "generation": generation - 1})

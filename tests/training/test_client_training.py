@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +267,11 @@ def test_ctrl_c_stops_the_run_and_keeps_what_there_is(client: nablad.Client, tmp
         "[inputs]\nx = [[0.1, 0.2], [0.3, 0.4]]\n"
     )
     command = [sys.executable, "-m", "nablad", "train", str(file), "--url", str(client._sender.url)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # Started from a shell's background the tests ignore the signal, and whatever they start would, too.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeding
+    ) as process:
         assert process.stdout is not None
         seen = [process.stdout.readline() for _ in range(3)]
         assert seen[0] == "run interrupted\n"

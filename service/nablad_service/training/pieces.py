@@ -13,14 +13,16 @@ from nablad_service.engine.executable import Traced
 from nablad_service.planning.programs import Programs
 from nablad_service.query import Query
 from nablad_service.specs import ArraySpec
+from nablad_service.training.changes import Batch, Call
 from nablad_service.training.computing import (
     Accumulation,
-    Batch,
     Beginning,
-    Call,
-    Stepping,
+    GradientStep,
+    Step,
+    adding_of,
     compile_accumulation,
     compile_beginning,
+    compile_gradient_step,
     compile_step,
 )
 from nablad_service.training.optimisers import Rule, StepValues
@@ -32,7 +34,7 @@ T = TypeVar("T")
 
 def program_key(query: Query, choices: Mapping[int, str], state: TrainingState) -> Hashable:
     """By what a program is known, computed for states like this one."""
-    return query.signature, tuple(sorted(choices.items())), str(state.value.dtype)
+    return query.signature, tuple(sorted(choices.items())), state.value.dtype
 
 
 class Pieces:
@@ -53,24 +55,56 @@ class Pieces:
         state: TrainingState,
         call: Call,
         *,
-        with_gradients: bool,
+        tells_gradients: bool,
     ) -> tuple[Accumulation, bool]:
         """A gradient's call compiled, and whether it had to be compiled now.
+
+        Args:
+            query: what is asked.
+            choices: the planner's for it.
+            state: one like those to come.
+            call: likewise.
+            tells_gradients: whether the call tells them as arrays.
 
         Raises:
             Refusal: whatever checking the program finds; `too_slow`.
         """
         own = program_key(query, choices, state)
+        key = (own, tells_gradients)
 
         async def make() -> Accumulation:
-            traced = await self.traced(query, choices)
+            adding = adding_of(await self.traced(query, choices), query, tells_gradients=tells_gradients)
             return await self._programs.compiled(
-                "session",
-                (own, with_gradients),
-                lambda: compile_accumulation(own, traced, query, state, call, with_gradients=with_gradients),
+                "session", key, lambda: compile_accumulation(own, adding, state, call)
             )
 
-        return await self._once((own, with_gradients), make)
+        return await self._once(key, make)
+
+    async def gradient_step(
+        self,
+        query: Query,
+        choices: Mapping[int, str],
+        state: TrainingState,
+        call: Call,
+        rule: Rule,
+        values: StepValues,
+        *,
+        tells_gradients: bool,
+    ) -> tuple[GradientStep, bool]:
+        """A gradient's call and a step compiled as one, and whether they had to be compiled now.
+
+        Takes what `accumulation` and `step` take, and raises likewise.
+        """
+        program = program_key(query, choices, state), tells_gradients
+        key = (*program, rule, _trained(state))
+
+        async def make() -> GradientStep:
+            adding = adding_of(await self.traced(query, choices), query, tells_gradients=tells_gradients)
+            return await self._programs.compiled(
+                "session", key, lambda: compile_gradient_step(adding, rule, state, call, values)
+            )
+
+        return await self._once(key, make)
 
     async def traced(self, query: Query, choices: Mapping[int, str]) -> Traced:
         """A gradient's program, not compiled."""
@@ -90,7 +124,7 @@ class Pieces:
 
     async def step(
         self, rule: Rule, state: TrainingState, values: StepValues, batches: Sequence[Batch]
-    ) -> tuple[Stepping, bool]:
+    ) -> tuple[Step, bool]:
         """A step compiled, and whether it had to be compiled now.
 
         Args:
@@ -99,10 +133,9 @@ class Pieces:
             values: likewise.
             batches: those since the last step, where the rule needs the loss.
         """
-        trained = tuple(sorted((label, one.shape, str(one.dtype)) for label, one in state.params.items()))
-        key = (rule, trained, tuple(batch.program for batch in batches))
+        key = (rule, _trained(state), tuple(batch.program for batch in batches))
 
-        async def make() -> Stepping:
+        async def make() -> Step:
             return await self._programs.compiled(
                 "session", key, lambda: compile_step(rule, state, values, batches)
             )
@@ -123,3 +156,8 @@ class Pieces:
             if task.done():  # what could not be made may be asked for again
                 self._kept.pop(key, None)
             raise
+
+
+def _trained(state: TrainingState) -> Hashable:
+    """What a step is compiled for, beside its rule."""
+    return tuple(sorted((label, one.shape, one.dtype) for label, one in state.params.items()))

@@ -16,7 +16,7 @@ from nablad.problems import Refusal
 from nablad.training.messages import Optimiser, SessionGradient, Standing
 from nablad_service.hosting import HostedModel, ModelStore
 from nablad_service.language import Limits
-from nablad_service.training.computing import Batch
+from nablad_service.training.changes import Batch
 from nablad_service.training.gradients import Around, gradient_of
 from nablad_service.training.labels import parameter_label
 from nablad_service.training.optimisers import Rule, StepValues, rule_of, values_of

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -23,7 +23,8 @@ from nablad_service.engine.placement import Placement
 from nablad_service.planning.learned_plans import LearnedPlans
 from nablad_service.query import Query, Signature, arguments
 from nablad_service.running.scheduler import OCCUPIED, Finished, Scheduler
-from nablad_service.training.computing import DRAWN, Batch, Call, Stepped
+from nablad_service.training.changes import DRAWN, Batch, Call
+from nablad_service.training.computing import Stepped
 from nablad_service.training.optimisers import Rule, StepValues, values_of
 from nablad_service.training.order import Order, Turn
 from nablad_service.training.pieces import Pieces
@@ -157,30 +158,32 @@ class Session:
         The result is a `Computed`, how many have been added since the last step, and the result of `step`, or
         None.
         """
-        values = None if request.step is None else self._values_of(request.step)
-        at_once = values is not None and not self.rule.needs_loss
+        if request.step is None:
+            return await self._add(turn, request, query)
+        if not self.rule.needs_loss:
+            return await self._add_and_step(turn, request, query, self._values_of(request.step))
+        await turn.alone()
+        added = await self._add(turn, request, query, next_may_begin=False)
+        stepped = await self.step(turn, request.step)
+        return replace(added, result=(added.result[0], 0, stepped.result))
+
+    async def _add(
+        self, turn: Turn, request: SessionGradient, query: Query, *, next_may_begin: bool = True
+    ) -> Timed:
         started = time.perf_counter()
         accumulation, compiled = await self.device.pieces.accumulation(
             query,
             self.choices_of(query),
             self.specs,
             self._call(request, query, arguments(query)["inputs"]),
-            with_gradients=request.gradients,
+            tells_gradients=request.gradients,
         )
-        stepping = None
-        if values is not None and at_once:
-            stepping, also = await self.device.pieces.step(self.rule, self.specs, values, [])
-            compiled = compiled or also
         compiling = time.perf_counter() - started if compiled else 0.0
 
         def change(before: Progress) -> tuple[Progress, Any]:
             given = self.device.placement.arguments(query)
             call = self._call(request, query, given["inputs"])
             state, told, batch = accumulation.run(_state(before), call)
-            if stepping is not None and values is not None:
-                state, figures = stepping.run(state, values, [])
-                computed, step = accumulation.computed(told), before.step + 1
-                return Progress(state, step), (computed, 0, (stepping.stepped(figures), step))
             pending = before.pending
             if self.rule.needs_loss:
                 kept = request.model_copy(update={"inputs": {}, "step": None})
@@ -188,15 +191,34 @@ class Session:
             after = Progress(state, before.step, before.accumulated + 1, pending)
             return after, (accumulation.computed(told), after.accumulated, None)
 
-        apart = request.step is not None and not at_once
-        if apart:
-            await turn.alone()
-        finished = await self._change(turn, change, next_may_begin=not apart)
-        result = finished.result
-        if request.step is not None and apart:
-            stepped = await self.step(turn, request.step)
-            result = (result[0], 0, stepped.result)
-        return Timed(result, finished, compiled, compiling)
+        finished = await self._change(turn, change, next_may_begin=next_may_begin)
+        return Timed(finished.result, finished, compiled, compiling)
+
+    async def _add_and_step(
+        self, turn: Turn, request: SessionGradient, query: Query, values: StepValues
+    ) -> Timed:
+        started = time.perf_counter()
+        gradient_step, compiled = await self.device.pieces.gradient_step(
+            query,
+            self.choices_of(query),
+            self.specs,
+            self._call(request, query, arguments(query)["inputs"]),
+            self.rule,
+            values,
+            tells_gradients=request.gradients,
+        )
+        compiling = time.perf_counter() - started if compiled else 0.0
+
+        def change(before: Progress) -> tuple[Progress, Any]:
+            given = self.device.placement.arguments(query)
+            call = self._call(request, query, given["inputs"])
+            state, told = gradient_step.run(_state(before), call, values)
+            computed, stepped = gradient_step.told(told)
+            after = Progress(state, before.step + 1)
+            return after, (computed, 0, (stepped, after.step))
+
+        finished = await self._change(turn, change)
+        return Timed(finished.result, finished, compiled, compiling)
 
     async def step(self, turn: Turn, request: StepSettings) -> Timed:
         """Update with the mean of the gradients. The result is a `Stepped` and the number of the step."""
