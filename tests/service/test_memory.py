@@ -32,8 +32,8 @@ def memory(server: Served, member: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{member}:"))
 
 
-# In payloads. A frame's parameters are computed with where they were received, beside the gradient. Of
-# msgpack there are the bytes, the gradient and its bytes, and the device's aligned copy, which goes in its time.
+# In payloads. A frame's parameters are computed with where they were received, beside the gradient.
+# Of msgpack there are the bytes, the gradient and its bytes, and the device's aligned copy until it is freed.
 MOST = {"frame": 2.0, "msgpack": 4.0}
 
 
