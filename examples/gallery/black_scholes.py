@@ -90,6 +90,7 @@ def draw(out: Path, history: nablad.History, adam_steps: int, t: Any, x: Any, fo
     history.plot(curve)
     curve.axvline(adam_steps, color="0.7", lw=1)
     curve.set(title="Adam, then L-BFGS")
+    curve.locator_params(axis="x", nbins=4)
     for row, colour in ((0, "tab:purple"), (25, "tab:blue"), (50, "tab:green")):
         prices.plot(x[row], exact(t[row], x[row]), color=colour, label=f"exact, {t[row, 0]:.1f} to maturity")
         prices.plot(x[row, ::5], found[row, ::5], "o", ms=3.5, color=colour, mfc="white")

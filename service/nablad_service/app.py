@@ -46,7 +46,7 @@ from nablad_service.training.pieces import Pieces
 from nablad_service.training.run import Parts
 from nablad_service.training.runs import Runs
 from nablad_service.training.saves import Saves
-from nablad_service.training.session import Device
+from nablad_service.training.session import Device, Session
 from nablad_service.training.sessions import Sessions
 from nablad_service.training.stages import CompiledLoops
 
@@ -148,10 +148,11 @@ def create_app(
         saves = Saves(Path(settings.checkpoints), keep=settings.saves_kept) if settings.checkpoints else None
         app.state.saves = saves
         parts = Parts(compiled, scheduler, engine.placement, CompiledLoops(compiled), saves)
-        app.state.runs = Runs(parts, settings.max_sessions)
+        sessions: dict[tuple[str, str], Session] = {}
+        app.state.runs = Runs(parts, settings.max_sessions, sessions)
         pieces = Pieces(compiled, settings.max_programs)
         remembered = Memory(
-            Device(pieces, scheduler, engine.placement, learned),
+            Device(pieces, scheduler, engine.placement, compiled),
             store,
             saves,
             SessionLimits(
@@ -161,6 +162,7 @@ def create_app(
                 settings.session_wait_seconds,
             ),
             settings.limits,
+            sessions,
             app.state.runs,
         )
         remembered.start()

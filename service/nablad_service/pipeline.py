@@ -7,7 +7,6 @@ threads) and the device's work (one thread), so that health checks answer meanwh
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -23,6 +22,7 @@ from nablad_service.engine.buckets import InBucket
 from nablad_service.engine.executable import Executable
 from nablad_service.hosting import ModelStore, Values
 from nablad_service.metrics import Metrics
+from nablad_service.planning.diagnosing import diagnosed
 from nablad_service.planning.documents import plan_document
 from nablad_service.planning.programs import Programs
 from nablad_service.planning.tuning import Tuner
@@ -35,8 +35,6 @@ from nablad_service.running.off_loop import off_loop
 from nablad_service.running.scheduler import Finished, Scheduler
 
 T = TypeVar("T")
-
-log = logging.getLogger("nablad")
 
 SHORT = 0.5e-3
 """Seconds of a run that the event loop has for a lone call: to hand it to a thread and back takes as long."""
@@ -145,7 +143,7 @@ class Pipeline:
                 self.tuner.called(query, executable.plan.signature)
             result = _sections(finished.result, executable)
             if not result.pop("finite"):
-                result["non_finite"] = await self._non_finite(query)
+                result["non_finite"] = await diagnosed(self.programs, self.scheduler.run, query)
             return result, finished, compiled, compiling
 
         return await self._finish(query, body, decoded, work)
@@ -168,15 +166,6 @@ class Pipeline:
             return await self.scheduler.run(lambda: executable.run(query))
         company = self.batches.company(query, executable)
         return await self.scheduler.run_in_company(key, query, company, until=until)
-
-    async def _non_finite(self, query: Query) -> dict[str, Any]:
-        """Where the result of `query` stopped being finite; the caller has it whatever becomes of this."""
-        try:
-            diagnosis = await self.programs.diagnosis(query)
-            return (await self.scheduler.run(lambda: diagnosis.run(query))).result
-        except Exception:
-            log.exception("a result that is not finite could not be diagnosed")
-            return {"what": [], "message": "the result is not finite; where that began could not be found"}
 
     async def _finish(
         self,

@@ -13,8 +13,9 @@ from pathlib import Path
 class Restarting:
     """`nablad serve` on one folder of models and one of saves, always at the port of its first start."""
 
-    def __init__(self, folder: Path) -> None:
-        self._options = ["--repository", str(folder / "models"), "--checkpoints", str(folder / "saves")]
+    def __init__(self, folder: Path, *options: str) -> None:
+        folders = ["--repository", str(folder / "models"), "--checkpoints", str(folder / "saves")]
+        self._options = [*folders, *options]
         self.url = "http://127.0.0.1:0"
         self.start()
 
@@ -36,9 +37,9 @@ class Restarting:
 
 
 @contextmanager
-def restarting(folder: Path) -> Iterator[Restarting]:
-    """Such a server for the length of a `with`."""
-    server = Restarting(folder)
+def restarting(folder: Path, *options: str) -> Iterator[Restarting]:
+    """Such a server for the length of a `with`, with `options` beside the folders."""
+    server = Restarting(folder, *options)
     try:
         yield server
     finally:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -268,10 +267,9 @@ def test_ctrl_c_stops_the_run_and_keeps_what_there_is(client: nablad.Client, tmp
     )
     command = [sys.executable, "-m", "nablad", "train", str(file), "--url", str(client._sender.url)]
     # Started from a shell's background the tests ignore the signal, and whatever they start would, too.
-    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeding
-    ) as process:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        signal.signal(signal.SIGINT, before)
         assert process.stdout is not None
         seen = [process.stdout.readline() for _ in range(3)]
         assert seen[0] == "run interrupted\n"

@@ -162,6 +162,9 @@ def test_a_loop_that_diverges_says_where_and_keeps_what_was_good(trainer: httpx.
     reason = run.last.data["reason"]
     assert f"is not finite in step {last['step'] + 1}: line 1: " in reason
     assert "(terms far)" in reason
+    found = run.last.data["non_finite"]
+    assert (found["where"]["line"], found["terms"]) == (1, ["far"])
+    assert found["message"] in reason
     kept = last["step"] - 1
     assert run.last.data["checkpoint"] == kept
     found = params_of(trainer, run.name)
@@ -181,7 +184,40 @@ def test_a_loop_that_diverges_at_its_start_says_so(trainer: httpx.Client) -> Non
     assert run.last.kind == "diverged"
     assert run.last.data["step"] == 1
     assert "the loss is not finite in step 1, at the start values: line 1: " in run.last.data["reason"]
+    assert run.last.data["non_finite"]["where"]["text"] == "log(w)"
     assert run.last.data["checkpoint"] is None
+
+
+def test_a_loop_that_diverges_where_it_goes_on_says_that_the_save_is_at_fault(trainer: httpx.Client) -> None:
+    loop: dict[str, Any] = {
+        "loss": "log(w)",
+        "trained": {"w": 1.0},
+        "optimiser": {"name": "sgd", "learning_rate": 2.0},  # from 1 to -1
+    }
+    once = trained(trainer, **loop, steps=1)
+    assert once.last.kind == "done"
+    more = trained(trainer, **loop, steps=5, name=once.name, resume=True)
+    assert more.last.kind == "diverged"
+    assert (more.last.data["step"], more.last.data["checkpoint"]) == (2, 1)
+    reason = more.last.data["reason"]
+    assert "the loss is not finite in step 2, at the values of the save: line 1: 'log(w)'" in reason
+    assert "the save of step 1 is at fault" in reason
+    found = params_of(trainer, once.name)
+    assert (found["step"], found["trained"]["w"]) == (1, -1)
+
+
+def test_a_loop_that_diverges_in_one_of_several_draws_names_that_one(trainer: httpx.Client) -> None:
+    run = trained(
+        trainer,
+        loss="mean(log(x)) * w",
+        trained={"w": 1.0},
+        samplers={"all": {"distribution": "batches", "data": {"x": [1.0, 1.0, 1.0, -1.0]}, "n": 1}},
+        accumulate=4,
+        optimiser={"name": "sgd", "learning_rate": 0.1},
+        steps=3,
+    )
+    assert run.last.kind == "diverged"
+    assert run.last.data["non_finite"]["where"]["text"] == "log(x)"
 
 
 def test_batch_statistics_are_trained_along(trainer: httpx.Client) -> None:

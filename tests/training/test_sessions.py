@@ -259,9 +259,10 @@ def test_a_gradient_that_steps_is_a_gradient_and_a_step(trainer, optimiser):
         np.testing.assert_array_equal(ours[leaf], theirs[leaf])
 
 
-def test_a_gradient_whose_step_is_refused_adds_nothing(trainer):
+@pytest.mark.parametrize("optimiser", [{"name": "adam", "learning_rate": 0.1}, {"name": "lbfgs"}])
+def test_a_gradient_whose_step_is_refused_adds_nothing(trainer, optimiser):
     ((x, y),) = batches(1)
-    session = begun(trainer, models={"model": "net"}, optimiser={"name": "adam", "learning_rate": 0.1})
+    session = begun(trainer, models={"model": "net"}, optimiser=optimiser)
     refused = session.post("gradient", loss=LOSS, inputs={"x": x, "y": y}, step={"weight_decay": 0.1})
     assert problem(refused)["code"] == "optimiser"
     assert session.get()["accumulated"] == session.get()["step"] == 0

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nablad.messages import Array, Binding, Message, Nesting, Timing
+from nablad.messages import Array, Binding, Message, Nesting, NonFinite, Timing
 
 Setting: TypeAlias = "float | int | bool | str | None"
 
@@ -165,6 +165,9 @@ class SessionGradientAnswer(BaseModel):
     term_norms: dict[str, dict[str, float]] = Field(default_factory=dict)
     accumulated: int = Field(description="Gradients since the last step.")
     stepped: Stepped | None = Field(None, description="Of the step, where the call asked for one.")
+    non_finite: NonFinite | None = Field(
+        None, description="Where NaN or infinity in value or gradients began, when there is any."
+    )
     timing: Timing
 
 
@@ -266,6 +269,9 @@ class Ended(BaseModel):
     reason: str
     checkpoint: int | None = Field(description="Step of the last save, to resume or to load.")
     seconds: float
+    non_finite: NonFinite | None = Field(
+        None, description="Of a loop that diverged: where NaN or infinity began."
+    )
 
 
 class RunStanding(BaseModel):

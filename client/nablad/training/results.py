@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nablad.arrays import decode_tree
-from nablad.messages import Timing
+from nablad.messages import NonFinite, Timing
 from nablad.results import Arrays, Gradient
 
 
@@ -33,12 +33,15 @@ class SessionGradientResult:
     """By what is trained, where `gradients=True` asked for them."""
     stepped: StepResult | None = None
     """Of the step, where `step=True` asked for one."""
+    non_finite: NonFinite | None = None
+    """Where NaN or infinity came from, when there is any in value or gradients; `print` it."""
 
     def __repr__(self) -> str:
         said = [f"value={self.value:.7g}", *(f"{name}={value:.4g}" for name, value in self.terms.items())]
         said += [f"|{name}|={norm:.4g}" for name, norm in self.norms.items()]
         then = f"step {self.stepped.step}" if self.stepped else f"{self.accumulated} accumulated"
-        return f"<SessionGradientResult {self.sequence}: {' '.join(said)}, {then}>"
+        note = "" if self.non_finite is None else f"; not finite: {self.non_finite}"
+        return f"<SessionGradientResult {self.sequence}: {' '.join(said)}, {then}{note}>"
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class TrainedParams:
 
 def read_session_gradient(answer: dict[str, Any]) -> SessionGradientResult:
     """The answer of `POST /v1/sessions/{name}/gradient`."""
-    stepped = answer.get("stepped")
+    stepped, wrong = answer.get("stepped"), answer.get("non_finite")
     return SessionGradientResult(
         sequence=int(answer["sequence"]),
         value=float(answer["value"]),
@@ -93,6 +96,7 @@ def read_session_gradient(answer: dict[str, Any]) -> SessionGradientResult:
         term_norms={term: _numbers(norms) for term, norms in answer.get("term_norms", {}).items()},
         outputs=decode_tree(answer.get("outputs", {}), "outputs"),
         gradients=decode_tree(answer.get("gradients", {}), "gradients"),
+        non_finite=NonFinite.model_validate(wrong) if wrong else None,
     )
 
 

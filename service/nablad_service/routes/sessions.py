@@ -75,11 +75,14 @@ async def gradient(request: Request, name: str) -> Response:
     """A loss on this batch; its gradients stay, and are added to those since the last step.
 
     The answer has the value, the terms and norms; arrays only where `outputs` or `gradients` ask for them.
+    What is not finite is added all the same, and diagnosed in `non_finite`.
     """
     body = await read_body(request)
     lookups = pipeline(request).reader.lookups(body)
     try:
-        asked, timed = await while_there(request, _sessions(request).gradient(name, body, lookups))
+        asked, timed, non_finite = await while_there(
+            request, _sessions(request).gradient(name, body, lookups)
+        )
     except CallerLeft:
         return Response(status_code=CLOSED)
     computed, accumulated, stepped = timed.result
@@ -99,7 +102,11 @@ async def gradient(request: Request, name: str) -> Response:
         timing=timing,
     )
 
-    documents = {"timing": timing.__dict__, "stepped": None if stepped is None else _stepped(*stepped)}
+    documents = {
+        "timing": timing.__dict__,
+        "stepped": None if stepped is None else _stepped(*stepped),
+        "non_finite": None if non_finite is None else non_finite.model_dump(),
+    }
 
     def encoded() -> dict[str, Any]:
         arrays = {}

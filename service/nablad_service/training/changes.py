@@ -78,9 +78,7 @@ class Adding:
 
     def __call__(self, part: TrainingState, call: Call) -> tuple[TrainingState, Told, Any]:
         """What of the part changes, what is told, and the seed that was taken."""
-        rest, drawn = jax.random.split(jax.random.wrap_key_data(part.key))
-        draws = call.seed == DRAWN
-        seed = jnp.where(draws, jax.random.bits(drawn, (), "uint32"), call.seed.astype(jnp.uint32))
+        seed, key = _drawn(part.key, call)
         found = self.gradient(part.params, Around(call.inputs, part.models, seed, call.terms))
         weight = call.weight.astype(part.value.dtype)
         changed = part._replace(
@@ -89,11 +87,16 @@ class Adding:
             gradients={label: one + weight * found.gradients[label] for label, one in part.gradients.items()},
             value=part.value + weight * found.value.astype(part.value.dtype),
             weight=part.weight + weight,
-            key=jnp.where(draws, jax.random.key_data(rest), part.key),
+            key=key,
         )
         # Every float of a program is one of float64 too.
         figures = jnp.stack([one.astype(jnp.float64) for one in jax.tree.leaves(self._figures(found))])
         return changed, Told(figures, found.outputs, found.gradients if self.tells_gradients else {}), seed
+
+    def around(self, state: TrainingState, call: Call) -> Around:
+        """What the program takes, beside what is trained, in a call at this state."""
+        models = {name: state.models[name] for name in self.models}
+        return Around(call.inputs, models, _drawn(state.key, call)[0], call.terms)
 
     def merged(self, state: TrainingState, changed: TrainingState) -> TrainingState:
         """A state with what has changed of it."""
@@ -176,3 +179,11 @@ class Stepping:
     def merged(self, state: TrainingState, after: TrainingState) -> TrainingState:
         """A state with what has changed of it."""
         return after._replace(models=state.models, key=state.key)
+
+
+def _drawn(key: Any, call: Call) -> tuple[Any, Any]:
+    """The seed of a call's random operators, and the key of the state after it. Can be traced."""
+    rest, drawn = jax.random.split(jax.random.wrap_key_data(key))
+    draws = call.seed == DRAWN
+    seed = jnp.where(draws, jax.random.bits(drawn, (), "uint32"), call.seed.astype(jnp.uint32))
+    return seed, jnp.where(draws, jax.random.key_data(rest), key)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from nablad_service.engine.executable import Traced
@@ -142,6 +143,36 @@ def labels_of(query: Query) -> tuple[str, ...]:
             model = str(variable.name)
             found += [parameter_label(model, leaf) for leaf in query.params[model]]
     return tuple(sorted(found))
+
+
+def asked(query: Query, params: Arrays, around: Around) -> Query:
+    """A query with the values that its program was evaluated with, on the host.
+
+    Args:
+        query: of the program; where its inputs are trees they are those of the evaluation already.
+        params: what is trained, by label.
+        around: the rest.
+    """
+    inputs = dict(query.inputs)
+    inputs |= {name: np.asarray(one) for name, one in around.inputs.items() if not isinstance(one, Mapping)}
+    trained = {name: dict(leaves) for name, leaves in query.params.items()}
+    for label in labels_of(query):
+        parameter = parameter_of(label)
+        if parameter is None:
+            inputs[label] = np.asarray(params[label])
+        else:
+            trained[parameter[0]][parameter[1]] = np.asarray(params[label])
+    return replace(
+        query,
+        inputs=inputs,
+        params=trained,
+        state={
+            name: {leaf: np.asarray(around.state[name][leaf]) for leaf in leaves}
+            for name, leaves in query.state.items()
+        },
+        weights={name: float(weight) for name, weight in around.weights.items()},
+        seed=int(around.seed),
+    )
 
 
 def norms_of(gradients: Arrays, entry_of: Callable[[str], str]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from nablad.problems import Refusal
 from nablad_service.language.places import nearest
@@ -20,6 +21,14 @@ def parameter_of(label: str) -> tuple[str, str] | None:
     """Model and leaf of a parameter's label; None for an input's."""
     match = PARAMETER.fullmatch(label)
     return (match["model"], match["leaf"]) if match else None
+
+
+def leaf_of(given: Mapping[str, Any], label: str) -> Any:
+    """What a label names, in the arguments of a program."""
+    parameter = parameter_of(label)
+    if parameter is None:
+        return given["inputs"][label]
+    return given["params"][parameter[0]][parameter[1]]
 
 
 def entry_of(label: str) -> str:

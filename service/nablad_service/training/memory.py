@@ -12,6 +12,7 @@ from nablad.quantities import scaled
 from nablad_service.hosting import ModelStore
 from nablad_service.language import Limits
 from nablad_service.language.places import nearest
+from nablad_service.query import Query
 from nablad_service.training.restoring import About, about_of, arrays_of, progress_of, restored
 from nablad_service.training.runs import Runs
 from nablad_service.training.saves import Saves
@@ -40,7 +41,8 @@ class SessionLimits:
 class Memory:
     """All sessions of a server that were called since it began. Lives on one event loop.
 
-    Without `saves` a session ends with the server, and when it is idle.
+    Without `saves` a session ends with the server, and when it is idle. `sessions` are found by tenant and
+    name; runs have others.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Memory:
         saves: Saves | None,
         limits: SessionLimits,
         programs: Limits,
+        sessions: dict[tuple[str, str], Session],
         runs: Runs,
     ) -> None:
         self.device = device
@@ -58,7 +61,7 @@ class Memory:
         self.limits = limits
         self.programs = programs
         self.runs = runs
-        self.sessions: dict[tuple[str, str], Session] = {}
+        self.sessions = sessions
         self._coming: dict[tuple[str, str], asyncio.Task[Session]] = {}
         self._watch: asyncio.Task[None] | None = None
 
@@ -95,9 +98,7 @@ class Memory:
             return session
         if self.saves is None or name not in self.saves.names(tenant):
             raise self.unknown(tenant, name)
-        if self.runs.under_way(tenant, name):
-            detail = f"'{name}' is a run that is under way; stop it, and a session can go on from its save"
-            raise Refusal("session_exists", detail)
+        self.runs.check_ended(tenant, name)
         coming = self._coming.get((tenant, name))
         if coming is None:
             coming = self._coming[tenant, name] = asyncio.create_task(self._restore(self.saves, tenant, name))
@@ -121,6 +122,9 @@ class Memory:
         # Before anybody is told of it: the next restart must give another one.
         least = about.generation + 1
         session.generation = await asyncio.to_thread(saves.begin_generation, tenant, name, least)
+        session.take_choices(await asyncio.to_thread(saves.choices, tenant, name))
+        self.runs.check_ended(tenant, name)  # it may have been resumed meanwhile
+        self.runs.forget(tenant, name)
         self.sessions[tenant, name] = session
         return session
 
@@ -165,6 +169,27 @@ class Memory:
             saves.write, session.tenant, session.name, progress.step, finished.result, about
         )
         session.saved_as = sequence
+
+    async def choose(self, session: Session, query: Query) -> None:
+        """Choose how a program is computed at its first call in a session, for good.
+
+        What was done since a save is done again after a restart, and has to come out the same: by then the
+        server may have learned otherwise, so that a choice is durable before the first answer that rests on
+        it. Where there is no save, nothing is done again.
+        """
+        known = len(session.choices)
+        session.choices_of(query)
+        if len(session.choices) == known or self.saves is None:
+            return
+        async with session.lock:
+            if session.gone or not self.saves.steps(session.tenant, session.name):
+                return
+            write = self.saves.write_choices
+            try:
+                await asyncio.to_thread(write, session.tenant, session.name, session.choices)
+            except Refusal as refusal:
+                # As with a run that cannot be saved: it goes on, and the next save is refused to its caller.
+                log.error("how '%s' computes a program is not kept: %s", session.name, refusal.detail)
 
     async def make_room(self, coming: Session) -> None:
         """Take idle sessions out of memory until there is room for one more.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -17,15 +17,16 @@ from nablad.problems import Problem, Refusal
 from nablad.training.messages import Ended, Report, RunStanding, TrainRequest
 from nablad_service.engine.placement import Placement
 from nablad_service.planning.programs import Programs
-from nablad_service.requests.validation import binding_of
 from nablad_service.running.scheduler import Finished, Scheduler
 from nablad_service.training.balance import balanced
+from nablad_service.training.diagnosing import diagnosed_training, divergence
 from nablad_service.training.events import Events
 from nablad_service.training.loop import MOST_STEPS, CompiledLoop, Given, LoopState, Records
 from nablad_service.training.progress import Progress, first_of
+from nablad_service.training.resuming import Stand, about_of, resumed
 from nablad_service.training.saves import Saves
 from nablad_service.training.stages import CompiledLoops, Stage, entered, whole
-from nablad_service.training.state import on_device, on_host
+from nablad_service.training.state import Saved, on_host
 from nablad_service.training.supply import Supply
 
 T = TypeVar("T")
@@ -92,7 +93,7 @@ class Run:
         parts: Parts,
         *,
         deserted: Callable[[Run], None],
-        saved: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None,
+        saved: tuple[Saved, Mapping[str, Any]] | None = None,
     ) -> None:
         self.name = name
         self.tenant = tenant
@@ -114,11 +115,21 @@ class Run:
         self._pace = 0.0
         self._saved_step: int | None = None
         self._bad_step: int | None = None
+        self._non_finite: NonFinite | None = None
         self._stop = asyncio.Event()
         self._why = ""
-        first = 1 if saved is None else self._restore(*saved)
+        first = 1 if saved is None else self._resume(*saved)
         self.events = Events(first, lambda: deserted(self))
         self._task: asyncio.Task[None] | None = None
+
+    def _resume(self, saved: Saved, about: Mapping[str, Any]) -> int:
+        """Stand where a save stands; the number of the next event."""
+        self.step, stand, self._state = resumed(self.name, self.request, self._stages, saved, about)
+        self._entered, self._saved_step = stand.stage, self.step
+        self._weights, self._seconds = dict(stand.weights), stand.seconds
+        end = self._stages[-1].end
+        self._progress = Progress(self.request, end, step=self.step, value=stand.value, best=stand.best)
+        return stand.event + 1
 
     def start(self) -> None:
         """Begin, or go on."""
@@ -275,39 +286,27 @@ class Run:
 
     async def _diverge(self, step: int, records: Records, index: int) -> tuple[Ending, str]:
         """Go back to the last state whose loss is finite; the step that fails has number `step`, from 0."""
-        found = await self._diagnosed(step)
-        good = max(step - 1, 0)
-        call = next((one for one in reversed(self._calls) if one.first <= good), self._calls[-1])
+        found = await self._diagnosed(step, records, index)
+        # No further back than where the run began, or went on.
+        good = max(step - 1, self._calls[0].first)
+        call = next(one for one in reversed(self._calls) if one.first <= good)
         self._state = await self._on_device(lambda: call.to(good))
         self.step, self._entered, self._bad_step = good, call.stage.number, step + 1
-        wrong = [name for name, entries in records.terms.items() if not math.isfinite(float(entries[index]))]
-        if math.isfinite(float(records.value[index])):
-            what = "the gradient of the loss"
-        elif wrong:
-            what = f"the term {' and the term '.join(map(repr, wrong))}"
-        else:
-            what = "the loss"
-        detail = f"{what} is not finite in step {step + 1}"
-        if not step:
-            detail += ", at the start values"
-        if found is not None:
-            detail += f": {found}"
-        if good:
-            detail += (
-                f"; what {good} steps gave is kept: try a smaller learning rate from there, or clip_norm"
-            )
-        return "diverged", detail
+        self._non_finite = found
+        return "diverged", divergence(step, good, records, index, found)
 
-    async def _diagnosed(self, step: int) -> NonFinite | None:
-        """Where in the program it begins; None where that cannot be found."""
-        call, parts = self._calls[-1], self._parts
-        try:
-            query = await self._on_device(lambda: call.stage.asked_at(call.to(step), call.given, step))
-            diagnosis = await parts.programs.diagnosis(query)
-            return NonFinite.model_validate(await self._on_device(lambda: diagnosis.run(query)))
-        except Exception:
-            log.exception("where the run '%s' diverges could not be found", self.name)
-            return None
+    async def _diagnosed(self, step: int, records: Records, index: int) -> NonFinite:
+        """Where in the program it begins, in the first of the step's draws that shows it."""
+        call, programs = self._calls[-1], self._parts.programs
+        state = await self._on_device(lambda: call.to(step))
+        value = float(records.value[index])
+        norms = {name: float(entries[index]) for name, entries in records.norms.items()}
+        for turn in range(self.request.accumulate):
+            query = await self._on_device(partial(call.stage.asked_at, state, call.given, step, turn))
+            found = await diagnosed_training(programs, self._finished, query, value, norms)
+            if found.what:
+                break
+        return found
 
     def _end(self, kind: Ending, reason: str) -> None:
         self._close(kind, reason)
@@ -327,6 +326,7 @@ class Run:
             reason=reason,
             checkpoint=self._saved_step,
             seconds=self._elapsed(),
+            non_finite=self._non_finite,
         )
 
     # -- its saves
@@ -338,8 +338,9 @@ class Run:
             return
         stage, step = self._stages[self._entered], self.step
         arrays = await self._on_device(lambda: on_host(whole(state, stage, step)))
+        about = about_of(self.request, self._stages, step, self._stand(stage))
         try:
-            await asyncio.to_thread(saves.write, self.tenant, self.name, step, arrays, self._about(stage))
+            await asyncio.to_thread(saves.write, self.tenant, self.name, step, arrays, about)
         except Refusal as refusal:
             log.error("the run '%s' could not be saved: %s", self.name, refusal.detail)
             self.events.tell("unsaved", Problem.of(refusal).model_dump(exclude_none=True))
@@ -347,66 +348,16 @@ class Run:
         self._saved_step = step
         self.events.tell("checkpoint", {"step": step})
 
-    def _about(self, stage: Stage) -> dict[str, Any]:
-        """What a save says beside the arrays."""
-        return {
-            "kind": "run",
-            "step": self.step,
-            "optimiser": stage.optimiser.model_dump(),
-            "models": {name: binding_of(bound).name for name, bound in self.request.models.items()},
-            "digests": {one.name: one.digest for one in stage.query.signature.models},
-            "modes": {one.name: one.mode for one in stage.query.signature.models},
-            "trained": list(self.request.trained),
-            "loop": {
-                "stage": stage.number,
-                "weights": self._weights,
-                "best": list(self._progress.best) if self._progress.best else None,
-                "value": self._progress.value,
-                "event": self.events.next,
-                "seconds": self._elapsed(),
-                "choices": {
-                    one.dtype: {str(node): strategy for node, strategy in one.choices.items()}
-                    for one in self._stages
-                },
-            },
-        }
-
-    def _restore(self, leaves: Mapping[str, Any], about: Mapping[str, Any]) -> int:
-        """Stand where a save stands; the number of the next event."""
-        what = f"the save of '{self.name}' at step {about['step']}"
-        if about.get("kind") != "run":
-            raise Refusal("unfit_save", f"{what} is a session's; go on with it as a session")
-        loop = about["loop"]
-        self.step = int(about["step"])
-        fitting = [one for one in self._stages if one.number == loop["stage"] and one.end >= self.step]
-        if not fitting:
-            detail = (
-                f"{what} was made in phase {loop['stage'] + 1}, which here ends before it, or is not there"
-            )
-            raise Refusal("unfit_save", f"{detail}; send the phases that it was begun with, or longer ones")
-        stage = fitting[0]
-        for model in stage.query.signature.models:
-            if about["digests"].get(model.name) != model.digest:
-                raise Refusal("unfit_save", f"{what} has another model for '{model.name}'; bind that one")
-        name = about["optimiser"]["name"]
-        if name != stage.optimiser.name:
-            detail = f"{what} was made by {name}, here phase {stage.number + 1} has {stage.optimiser.name}"
-            raise Refusal("unfit_save", f"{detail}; the state of one is of no use to the other")
-        state = on_device(leaves, stage.like(), what)
-        self._state = LoopState(state.params, state.models, state.optimiser)
-        self._entered = stage.number
-        if set(loop["weights"]) == set(self._weights):
-            self._weights = dict(loop["weights"]) if self.request.balance else self._weights
-        best = loop["best"]
-        self._progress = Progress(
-            self.request,
-            self._stages[-1].end,
-            step=self.step,
-            value=loop["value"],
-            best=(best[0], best[1]) if best else None,
+    def _stand(self, stage: Stage) -> Stand:
+        progress = self._progress
+        return Stand(
+            stage.number,
+            self._weights,
+            progress.value,
+            progress.best,
+            self.events.next,
+            self._elapsed(),
         )
-        self._seconds, self._saved_step = loop["seconds"], self.step
-        return int(loop["event"]) + 1
 
     # -- the device
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from nablad.problems import Refusal
@@ -13,8 +13,9 @@ from nablad_service.language.places import nearest
 from nablad_service.requests.recalling import Lookups
 from nablad_service.training.labels import parameter_of
 from nablad_service.training.questions import loop_query
+from nablad_service.training.resuming import choices_of
 from nablad_service.training.run import Parts, Run
-from nablad_service.training.stages import Choices, stages_of
+from nablad_service.training.stages import stages_of
 
 PATIENCE = 30.0
 """Seconds for which a run goes on that nobody listens to: a stream that broke is asked for again."""
@@ -24,12 +25,26 @@ LEFT = "nobody listens any more; with keep_going it would have gone on"
 class Runs:
     """All runs that are under way, and those that ended, until there are `limit` of them.
 
-    Lives on one event loop.
+    A name is one thing for each tenant, a run or a session. Lives on one event loop.
+
+    Args:
+        parts: what runs share.
+        limit: of runs in memory.
+        sessions: tenants and names of the sessions that there are; the saves of such a name are a session's.
+        patience: seconds for which a run goes on that nobody listens to.
     """
 
-    def __init__(self, parts: Parts, limit: int, *, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        limit: int,
+        sessions: Container[tuple[str, str]],
+        *,
+        patience: float = PATIENCE,
+    ) -> None:
         self._parts = parts
         self._limit = limit
+        self._sessions = sessions
         self.patience = patience
         self._closed = False
         self._runs: dict[tuple[str, str], Run] = {}
@@ -52,7 +67,7 @@ class Runs:
         if request.resume and saves is not None:
             saved = await asyncio.to_thread(saves.read, tenant, name)
         query, samplers = await asyncio.to_thread(loop_query, request, lookups)
-        chosen = _choices(saved[1]) if saved is not None else {}
+        chosen = choices_of(saved[1]) if saved is not None else {}
         stages = await stages_of(request, query, samplers, self._parts.programs, chosen)
         self._check_free(tenant, name, request)
         self._make_room()
@@ -72,10 +87,24 @@ class Runs:
             raise self._unknown(tenant, name)
         return run
 
-    def under_way(self, tenant: str, name: str) -> bool:
-        """Whether a run of that name is not at its end."""
+    def has(self, tenant: str, name: str) -> bool:
+        """Whether a run of that name is in memory, under way or ended."""
+        return (tenant, name) in self._runs
+
+    def check_ended(self, tenant: str, name: str) -> None:
+        """Make sure that a session may have the saves of a run.
+
+        Raises:
+            Refusal: `session_exists` where the run is under way.
+        """
         run = self._runs.get((tenant, name))
-        return run is not None and run.status == "running"
+        if run is not None and run.status == "running":
+            detail = f"'{name}' is a run that is under way; stop it, and a session can go on from its save"
+            raise Refusal("session_exists", detail)
+
+    def forget(self, tenant: str, name: str) -> None:
+        """Forget a run that has ended, where there is one, but not its saves: the name is a session's now."""
+        self._runs.pop((tenant, name), None)
 
     def standing(self, tenant: str, name: str) -> RunStanding:
         """Where a run stands, also one of which only saves are there.
@@ -157,6 +186,9 @@ class Runs:
         if run is not None and run.status == "running":
             detail = f"the run '{name}' is under way; listen to it at /v1/train/{name}/events, or stop it"
             raise Refusal("run_exists", detail)
+        if (tenant, name) in self._sessions:
+            detail = f"'{name}' is a session; go on with it, delete it, or choose another name"
+            raise Refusal("run_exists", detail)
         kept = self._parts.saves is not None and bool(self._parts.saves.steps(tenant, name))
         if not request.resume and (run is not None or kept):
             detail = (
@@ -178,9 +210,9 @@ class Runs:
             raise Refusal("overloaded", detail, extra={"retry_after": 30})
 
     def _about(self, tenant: str, name: str) -> dict[str, Any] | None:
-        """The document of the last save of a run; None where there is none, or it is a session's."""
+        """The document of the last save of a run; None where there is none, or a session has it."""
         saves = self._parts.saves
-        if saves is None or name not in saves.names(tenant):
+        if saves is None or (tenant, name) in self._sessions or name not in saves.names(tenant):
             return None
         try:
             about = saves.about(tenant, name)
@@ -201,14 +233,6 @@ class Runs:
             f"; there are {', '.join(known[:20])}" if known else "; there is none"
         )
         return Refusal("unknown_run", f"no run is called '{name[:100]}'{hint}")
-
-
-def _choices(about: Mapping[str, Any]) -> dict[str, Choices]:
-    """The strategies that a save was made with, by float type."""
-    kept = about.get("loop", {}).get("choices", {})
-    return {
-        dtype: {int(node): strategy for node, strategy in choices.items()} for dtype, choices in kept.items()
-    }
 
 
 def _sections(leaves: Mapping[str, Any]) -> dict[str, Any]:

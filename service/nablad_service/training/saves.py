@@ -33,6 +33,7 @@ from nablad_service.hosting.names import check_folder_name
 FORMAT = "1"
 LOCK = ".lock"
 GENERATION = "generation"
+CHOICES = "choices.json"
 GONE = ".gone-"
 COMMON = "common"
 """The folder of those who name no tenant."""
@@ -159,6 +160,27 @@ class Saves:
             return int((self._of_tenant(tenant) / name / GENERATION).read_text())
         except (OSError, ValueError):
             return 0
+
+    def write_choices(self, tenant: str, name: str, choices: Mapping[str, Mapping[int, str]]) -> None:
+        """Remember the planner's choices by program, those since the last save too; durable on return.
+
+        Raises:
+            Refusal: `storage` where it cannot be.
+        """
+        with _writing(name):
+            folder = self._made(tenant, name)
+            durable.write_file(folder / CHOICES, json.dumps(choices).encode())
+            durable.flush_folder(folder)
+
+    def choices(self, tenant: str, name: str) -> dict[str, dict[int, str]]:
+        """The last that `write_choices` was given; none where it was given none."""
+        try:
+            kept = json.loads((self._of_tenant(tenant) / name / CHOICES).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return {
+            program: {int(node): strategy for node, strategy in own.items()} for program, own in kept.items()
+        }
 
     def remove(self, tenant: str, name: str) -> None:
         """Remove all saves of a name; gone at once, though the files may take a moment longer.

@@ -17,14 +17,17 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from nablad.messages import NonFinite
 from nablad.problems import Refusal
 from nablad.training.messages import Optimiser, SessionGradient, Standing, StepSettings
 from nablad_service.engine.placement import Placement
-from nablad_service.planning.learned_plans import LearnedPlans
+from nablad_service.planning.programs import Programs
 from nablad_service.query import Query, Signature, arguments
 from nablad_service.running.scheduler import OCCUPIED, Finished, Scheduler
-from nablad_service.training.changes import DRAWN, Batch, Call
-from nablad_service.training.computing import Stepped
+from nablad_service.training.changes import DRAWN, Adding, Batch, Call
+from nablad_service.training.computing import Computed, Stepped
+from nablad_service.training.diagnosing import diagnosed_training
+from nablad_service.training.gradients import asked
 from nablad_service.training.optimisers import Rule, StepValues, values_of
 from nablad_service.training.order import Order, Turn
 from nablad_service.training.pieces import Pieces
@@ -44,7 +47,7 @@ class Device:
     pieces: Pieces
     scheduler: Scheduler
     placement: Placement
-    learned: LearnedPlans
+    programs: Programs
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Timed:
     finished: Finished[Any]
     compiled: bool
     compiling: float
+    non_finite: asyncio.Task[NonFinite] | None = None
+    """Finds where a gradient stopped being finite, for all who ask; the calls behind it do not wait."""
 
 
 @dataclass(eq=False)
@@ -163,8 +168,13 @@ class Session:
         if not self.rule.needs_loss:
             return await self._add_and_step(turn, request, query, self._values_of(request.step))
         await turn.alone()
+        before = self.progress
         added = await self._add(turn, request, query, next_may_begin=False)
-        stepped = await self.step(turn, request.step)
+        try:
+            stepped = await self.step(turn, request.step)
+        except BaseException:
+            self.progress = before  # nobody else has begun: both are done, or neither
+            raise
         return replace(added, result=(added.result[0], 0, stepped.result))
 
     async def _add(
@@ -189,10 +199,12 @@ class Session:
                 kept = request.model_copy(update={"inputs": {}, "step": None})
                 pending = (*pending, Pending(kept, batch.kept()))
             after = Progress(state, before.step, before.accumulated + 1, pending)
-            return after, (accumulation.computed(told), after.accumulated, None)
+            computed = accumulation.computed(told)
+            wrong = _wrong(computed, query, accumulation.adding, before, call)
+            return after, (computed, after.accumulated, None, wrong)
 
         finished = await self._change(turn, change, next_may_begin=next_may_begin)
-        return Timed(finished.result, finished, compiled, compiling)
+        return self._told(finished, compiled, compiling)
 
     async def _add_and_step(
         self, turn: Turn, request: SessionGradient, query: Query, values: StepValues
@@ -215,10 +227,20 @@ class Session:
             state, told = gradient_step.run(_state(before), call, values)
             computed, stepped = gradient_step.told(told)
             after = Progress(state, before.step + 1)
-            return after, (computed, 0, (stepped, after.step))
+            wrong = _wrong(computed, query, gradient_step.adding, before, call)
+            return after, (computed, 0, (stepped, after.step), wrong)
 
         finished = await self._change(turn, change)
-        return Timed(finished.result, finished, compiled, compiling)
+        return self._told(finished, compiled, compiling)
+
+    def _told(self, finished: Finished[Any], compiled: bool, compiling: float) -> Timed:
+        *told, wrong = finished.result
+        found = None if wrong is None else asyncio.create_task(self._diagnosed(wrong, told[0]))
+        return Timed(tuple(told), finished, compiled, compiling, found)
+
+    async def _diagnosed(self, wrong: Query, computed: Computed) -> NonFinite:
+        programs, run = self.device.programs, self.device.scheduler.run
+        return await diagnosed_training(programs, run, wrong, computed.value, computed.norms)
 
     async def step(self, turn: Turn, request: StepSettings) -> Timed:
         """Update with the mean of the gradients. The result is a `Stepped` and the number of the step."""
@@ -299,8 +321,8 @@ class Session:
         """The planner's choices for a program: a run must not change its rounding on the way."""
         found = self._known.get(query.signature)
         if found is None:
-            learned = self.device.learned.get(query.signature)
-            key = self.device.learned.key(query.signature)
+            learned = self.device.programs.learned.get(query.signature)
+            key = self.device.programs.learned.key(query.signature)
             found = self.choices.setdefault(key, learned.choices if learned else {})
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
@@ -332,6 +354,14 @@ class Session:
 def _state(progress: Progress) -> TrainingState:
     assert progress.state is not None  # calls begin with it in memory
     return progress.state
+
+
+def _wrong(computed: Computed, query: Query, adding: Adding, before: Progress, call: Call) -> Query | None:
+    """What was asked of a program whose result is not finite."""
+    if computed.finite:
+        return None
+    state = _state(before)
+    return asked(query, state.params, adding.around(state, call))
 
 
 def _need_gradient(progress: Progress) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from nablad.messages import NonFinite
 from nablad.problems import Refusal
 from nablad.training.messages import (
     Numbered,
@@ -143,13 +144,16 @@ class Sessions:
         """Forget a session and its saves.
 
         Raises:
-            Refusal: `unknown_session`; `storage` where the saves cannot be removed.
+            Refusal: `unknown_session`; `storage` where the saves cannot be removed; `session_exists` where
+                a run of that name is under way.
         """
         session = self._memory.sessions.get((tenant, name))
         saves = self._saves
         if session is None:
             if saves is None or name not in saves.names(tenant):
                 raise self._memory.unknown(tenant, name)
+            self._memory.runs.check_ended(tenant, name)
+            self._memory.runs.forget(tenant, name)
             await asyncio.to_thread(saves.remove, tenant, name)
             return
         session.gone = True
@@ -161,8 +165,10 @@ class Sessions:
 
     # -- what sessions do
 
-    async def gradient(self, name: str, body: Body, lookups: Lookups) -> tuple[SessionGradient, Timed]:
-        """`POST /v1/sessions/{name}/gradient`."""
+    async def gradient(
+        self, name: str, body: Body, lookups: Lookups
+    ) -> tuple[SessionGradient, Timed, NonFinite | None]:
+        """`POST /v1/sessions/{name}/gradient`; the last is a diagnosis, where one is needed."""
         request = await off_loop(len(body.data), lambda: decode(body, SessionGradient))
         session = await self._memory.find(body.tenant, name)
         read = off_loop(len(body.data), lambda: session.questions.query(request, lookups.take))
@@ -170,9 +176,14 @@ class Sessions:
 
         async def work(turn: Turn) -> Timed:
             await self._bring(session)
-            return await session.gradient(turn, request, query())
+            asked = query()
+            await self._memory.choose(session, asked)
+            return await session.gradient(turn, request, asked)
 
-        return request, await self._call(session, "gradient", request, body, work)
+        timed = await self._call(session, "gradient", request, body, work)
+        # Shielded: a caller that gives up must not take the diagnosis from one that asks again.
+        non_finite = None if timed.non_finite is None else await asyncio.shield(timed.non_finite)
+        return request, timed, non_finite
 
     async def step(self, name: str, body: Body) -> tuple[SessionStep, Timed]:
         """`POST /v1/sessions/{name}/step`."""
@@ -294,6 +305,9 @@ class Sessions:
         return session.standing(steps)
 
     def _check_free(self, tenant: str, name: str) -> None:
+        if self._memory.runs.has(tenant, name):
+            detail = f"'{name}' is a run; stop it and delete it first, or choose another name"
+            raise Refusal("session_exists", detail)
         kept = self._saves.names(tenant) if self._saves is not None else []
         if (tenant, name) in self._memory.sessions or name in kept:
             detail = f"there is a session '{name}', or a save; go on with it, or delete it first"

@@ -17,9 +17,9 @@ from nablad.training.messages import Optimiser, Phase, TrainRequest
 from nablad_service.engine.placement import Placement
 from nablad_service.planning.programs import Programs
 from nablad_service.query import Query, arguments
-from nablad_service.training.feeds import Block, Feed, feeds_of, inputs_at
-from nablad_service.training.gradients import gradient_of
-from nablad_service.training.labels import parameter_of
+from nablad_service.training.feeds import Block, Feed, feeds_of
+from nablad_service.training.gradients import asked, gradient_of
+from nablad_service.training.labels import leaf_of
 from nablad_service.training.loop import (
     CompiledLoop,
     Given,
@@ -27,7 +27,6 @@ from nablad_service.training.loop import (
     LoopState,
     compile_look,
     compile_loop,
-    seed_at,
 )
 from nablad_service.training.optimisers import StepValues, rule_of, values_of
 from nablad_service.training.questions import in_dtype
@@ -98,7 +97,7 @@ class Stage:
         The optimiser's part of the state is missing still.
         """
         placed = jax.device_put(placement.arguments(self.query))
-        params = {label: _leaf(placed, label) for label in self.loop.gradient.labels}
+        params = {label: leaf_of(placed, label) for label in self.loop.gradient.labels}
         models = {name: dict(leaves) for name, leaves in placed["state"].items()}
         return self.fixed(placed["inputs"]), LoopState(params, models, None)
 
@@ -111,33 +110,14 @@ class Stage:
             if name not in drawn and name not in self.loop.gradient.labels
         }
 
-    def asked_at(self, state: LoopState, given: Given, step: int) -> Query:
-        """What the program of a step is asked, as a query of its own."""
-        drawn = inputs_at(step, 0, self.loop.picked, given.blocks, given.data)
-        params = {name: dict(leaves) for name, leaves in self.query.params.items()}
-        inputs = {**self.query.inputs, **drawn}
-        for label, array in state.params.items():
-            parameter = parameter_of(label)
-            if parameter is None:
-                inputs[label] = np.asarray(array)
-            else:
-                params[parameter[0]][parameter[1]] = np.asarray(array)
-        return replace(
-            self.query,
-            inputs=inputs,
-            params=params,
-            state={
-                name: {leaf: np.asarray(state.models[name][leaf]) for leaf in leaves}
-                for name, leaves in self.query.state.items()
-            },
-            weights={name: float(weight) for name, weight in given.weights.items()},
-            seed=int(seed_at(given.seed, np.int32(step * self.loop.together))),
-        )
+    def asked_at(self, state: LoopState, given: Given, step: int, turn: int) -> Query:
+        """What the program is asked in a step, with the `turn`th of its draws, as a query of its own."""
+        return asked(self.query, state.params, self.loop.around(state, given, step, turn))
 
     def like(self) -> TrainingState:
         """The specs of what a save of this stage holds."""
         given = arguments(self.query)
-        params = {label: _leaf(given, label) for label in self.loop.gradient.labels}
+        params = {label: leaf_of(given, label) for label in self.loop.gradient.labels}
         state: TrainingState = jax.eval_shape(
             lambda: first_state(params, given["state"], self.loop.rule, self.values, np.uint32(0))
         )
@@ -221,7 +201,7 @@ async def stages_of(
             choices = learned.choices if learned else {}
         gradient = gradient_of(await programs.following(query, choices), query)
         given = arguments(query)
-        params = {label: _leaf(given, label) for label in gradient.labels}
+        params = {label: leaf_of(given, label) for label in gradient.labels}
         rule = rule_of(phase.optimiser, params)
         values = values_of(phase.optimiser, rule, gradient.labels)
         dtypes = {name: query.inputs[name].dtype for one in samplers for name in one.inputs}  # type: ignore[union-attr] # what is drawn is no tree
@@ -293,11 +273,3 @@ def _compiled(stage: Stage, weights: Mapping[str, float]) -> CompiledLoop:
     if stage.look is None:
         return compiled
     return replace(compiled, look=compile_look(stage.look, state, arguments_))
-
-
-def _leaf(given: Mapping[str, Any], label: str) -> Any:
-    """What a label names, in the arguments of a program."""
-    parameter = parameter_of(label)
-    if parameter is None:
-        return given["inputs"][label]
-    return given["params"][parameter[0]][parameter[1]]
