@@ -7,7 +7,7 @@ to send it, and nothing is taken apart to read it. `docs/wire.md` specifies it b
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -108,25 +108,6 @@ class FrameWriter:
         size = PREFIX.size + len(header) + gap + attached.end
         first = b"".join((PREFIX.pack(MAGIC, len(header), size, 0), header, ZEROS[:gap]))
         return [first, *attached.buffers]
-
-
-def pack_frame(value: Any) -> list[Buffer]:
-    """A structure as a frame, in pieces."""
-    writer = FrameWriter()
-    writer.pack(value)
-    return writer.pieces()
-
-
-def pack_frame_with_last(sections: Mapping[str, Any], name: str, last: Callable[[], Any]) -> list[Buffer]:
-    """Like `pack_frame` with one more member, computed when everything before it is packed."""
-    writer = FrameWriter()
-    writer.begin_map(len(sections) + 1)
-    for key, section in sections.items():
-        writer.pack(key)
-        writer.pack(section)
-    writer.pack(name)
-    writer.pack(last())
-    return writer.pieces()
 
 
 def unpack_frame(body: Buffer, unpack: Callable[..., Any]) -> Any:

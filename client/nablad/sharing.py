@@ -36,7 +36,7 @@ class Sharing:
         """
         size = wire.body_size(call.body or ())
         expected = self._sizes.get((call.path, size), 0)
-        if max(size, expected) < WORTH or call.method != "POST":
+        if max(size, expected) < WORTH:
             return None
         lent = Lent(self, self._blocks, call, size)
         try:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, cast
 import msgpack
 
 from nablad.arrays import Encoding
-from nablad.frame import Buffer, pack_frame, pack_frame_with_last, unpack_frame
+from nablad.frame import Buffer, FrameWriter, unpack_frame
 from nablad.halves import FLOATS, Floats
 from nablad.problems import Refusal
 
@@ -101,9 +101,46 @@ def _encoding(media: str, settings: dict[str, str]) -> tuple[Encoding, Floats | 
 
 def encode_body(value: Any, media: str) -> list[Buffer]:
     """A structure whose arrays are encoded already, as the pieces of a body, in order."""
-    if media == FRAME:
-        return pack_frame(value)
-    return [msgpack.packb(value) if media == MSGPACK else _json(value)]
+    if media == JSON:
+        return [_json(value)]
+    writer = _writer(media)
+    writer.pack(value)
+    return writer.pieces()
+
+
+def encode_with_last(
+    sections: Mapping[str, Any], name: str, last: Callable[[], Any], media: str
+) -> list[Buffer]:
+    """Like `encode_body` with one more member at the end, computed when everything before it is packed."""
+    if media == JSON:
+        before = memoryview(_json(sections))[:-1]
+        comma = b"," if sections else b""
+        return [before, comma + _json(name) + b":" + _json(last()) + b"}"]
+    writer = _writer(media)
+    writer.begin_map(len(sections) + 1)
+    for key, section in sections.items():
+        writer.pack(key)
+        writer.pack(section)
+    writer.pack(name)
+    writer.pack(last())
+    return writer.pieces()
+
+
+class _MsgpackWriter:
+    """Packs a structure into one piece, which is not copied once more."""
+
+    def __init__(self) -> None:
+        packer = msgpack.Packer(autoreset=False)
+        self.pack = packer.pack
+        self.begin_map = packer.pack_map_header
+        self._packed = packer.getbuffer
+
+    def pieces(self) -> list[Buffer]:
+        return [self._packed()]
+
+
+def _writer(media: str) -> FrameWriter | _MsgpackWriter:
+    return FrameWriter() if media == FRAME else _MsgpackWriter()
 
 
 def _json(value: Any) -> bytes:
@@ -169,23 +206,3 @@ def _unpack(body: Buffer, **hooks: Any) -> Any:
         cut = "incomplete" in reason.lower() or "exceeds max_" in reason or not len(body)
         hint = "; it seems cut short" if cut else ""
         raise Refusal("malformed_body", f"the body is not valid msgpack: {reason}{hint}") from None
-
-
-def encode_with_last(
-    sections: Mapping[str, Any], name: str, last: Callable[[], Any], media: str
-) -> list[Buffer]:
-    """Like `encode_body` with one more member at the end, computed when everything before it is packed."""
-    if media == FRAME:
-        return pack_frame_with_last(sections, name, last)
-    if media == MSGPACK:
-        packer = msgpack.Packer(autoreset=False)
-        packer.pack_map_header(len(sections) + 1)
-        for key, section in sections.items():
-            packer.pack(key)
-            packer.pack(section)
-        packer.pack(name)
-        packer.pack(last())
-        return [packer.bytes()]
-    body = _json(sections)[:-1]
-    comma = b"," if sections else b""
-    return [body + comma + json.dumps(name).encode() + b":" + _json(last()) + b"}"]

@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from nablad import wire
@@ -74,17 +74,17 @@ class Pipeline:
         self.metrics = metrics
         self._answers = Answers()
 
-    async def gradient(self, body: Body) -> Answer:
+    def gradient(self, body: Body) -> Awaitable[Answer]:
         """`POST /v1/gradient`."""
-        return await self._answer(body, reading.GRADIENT)
+        return self._answer(body, reading.GRADIENT)
 
-    async def evaluate(self, body: Body) -> Answer:
+    def evaluate(self, body: Body) -> Awaitable[Answer]:
         """`POST /v1/evaluate`."""
-        return await self._answer(body, reading.EVALUATE)
+        return self._answer(body, reading.EVALUATE)
 
-    async def shortcut(self, name: str, operator: str, body: Body) -> Answer:
+    def shortcut(self, name: str, operator: str, body: Body) -> Awaitable[Answer]:
         """`POST /v1/models/{name}/{operator}`."""
-        return await self._answer(body, reading.shortcut(name, operator))
+        return self._answer(body, reading.shortcut(name, operator))
 
     async def check(self, body: Body) -> Answer:
         """`POST /v1/check`: everything in float64."""
@@ -123,6 +123,8 @@ class Pipeline:
         query, key = self.reader.recalled(body, how)
         if query is None:
             query = await off_loop(len(body.data), lambda: self.reader.read(body, how, key))
+        # The query views a frame's bytes, and has copied those of another format: they may go.
+        body = replace(body, data=b"")
         decoded = time.perf_counter() - started
         until = math.inf
         if query.deadline_ms is not None:

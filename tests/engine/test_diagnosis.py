@@ -142,3 +142,28 @@ def test_an_infinity_that_no_result_rests_on_is_not_blamed(mask: str) -> None:
     found = diagnosis(MASKS[mask] + "n = sqrt(sum(w) - 1)\ns + n", given, wrt=["w"], terms=["s", "n"])
     assert text(found) == "sqrt(sum(w) - 1)"
     assert found["terms"] == ["n"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(3,), (513, 77), (2000, 300)])
+def test_one_entry_is_enough_wherever_it_is(shape: tuple[int, ...], bad: float) -> None:
+    def finite(x: np.ndarray[Any, Any]) -> bool:
+        query = evaluate_query(EvaluateRequest(program="x + 1", inputs={"x": x}), MODELS.get)
+        return bool(ENGINE.compile(ENGINE.trace(query)).run(query)["finite"])
+
+    largest = np.full(shape, np.finfo("float32").max)
+    assert finite(largest)
+    for place in np.random.default_rng(0).integers(largest.size, size=5):
+        spoilt = largest.copy()
+        spoilt.flat[place] = bad
+        assert not finite(spoilt)
+
+
+def test_looking_whether_a_gradient_is_finite_takes_no_memory() -> None:
+    params = host("wide", {"layers": [{"dense": [500, 500]}]})
+    request = GradientRequest(
+        loss="mean(model(x)**2)", inputs={"x": rng(1, 500)}, models={"model": "wide"}, wrt=["params"]
+    )
+    compiled = ENGINE.compile(ENGINE.trace(gradient_query(request, MODELS.get))).compiled
+    beside = compiled.memory_analysis().temp_size_in_bytes
+    assert beside < sum(leaf.nbytes for leaf in params.values()) / 10

@@ -17,7 +17,6 @@ import nablad
 from nablad import compressing, wire
 from nablad.arrays import encode_array
 from nablad.compression import compressed, decompressed
-from nablad.frame import pack_frame
 from nablad.problems import Refusal
 
 X = np.zeros((300, 400))
@@ -52,7 +51,9 @@ def test_an_asynchronous_client_and_httpx_compress_too(url: str) -> None:
     np.testing.assert_array_equal(found, 2 * X)
 
 
-QUESTION = pack_frame({"loss": "sum(x**2)", "inputs": {"x": encode_array(X, "attached")}, "wrt": ["x"]})
+QUESTION = wire.encode_body(
+    {"loss": "sum(x**2)", "inputs": {"x": encode_array(X, "attached")}, "wrt": ["x"]}, wire.FRAME
+)
 BODY = b"".join(map(bytes, QUESTION))
 HEADERS = {"Content-Type": wire.FRAME, "Content-Encoding": "zstd"}
 

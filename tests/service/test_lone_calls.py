@@ -12,7 +12,6 @@ from served import served
 import nablad
 from nablad import wire
 from nablad.arrays import encode_array
-from nablad.frame import pack_frame
 from nablad_service import pipeline
 from nablad_service.app import create_app
 from nablad_service.engine.executable import LATELY, Pace
@@ -94,7 +93,8 @@ def test_a_lone_call_does_not_wait_and_others_do(alone: bool, monkeypatch: pytes
     monkeypatch.setattr(pipeline, "SHORT", float("inf"))  # whatever this machine takes
     app = create_app(Settings(tune_after_calls=0))
     asked = {"loss": "sum(x**2)", "inputs": {"x": encode_array(X, "attached")}, "wrt": ["x"]}
-    body = Body(b"".join(pack_frame(asked)), wire.FRAME, wire.FRAME, "attached", alone=alone)
+    frame = b"".join(wire.encode_body(asked, wire.FRAME))
+    body = Body(frame, wire.FRAME, wire.FRAME, "attached", alone=alone)
 
     async def calls() -> list[float]:
         async with app.router.lifespan_context(app):

@@ -21,7 +21,6 @@ from served import Served, served
 import nablad
 from nablad import wire
 from nablad.arrays import encode_array
-from nablad.frame import pack_frame
 from nablad.shared_memory import FORGET, SHARE, SUFFIX
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux's")
@@ -124,14 +123,69 @@ def test_every_format_goes_through_shared_memory(server: Served, path: Path, for
             np.testing.assert_array_equal(doubled(client, LARGE), 2 * LARGE)
 
 
-def test_refusals_and_parameters_travel_as_ever(client: nablad.Client) -> None:
+def test_refusals_travel_as_ever(client: nablad.Client) -> None:
     with pytest.raises(nablad.ProgramError):
         client.evaluate("sum(xx)", inputs={"x": LARGE})
-    created = client.create_model("wide", {"layers": [{"dense": [256, 256]}]})
-    params = {name: np.ones(shape.shape, shape.dtype) for name, shape in created.parameters.items()}
-    client.set_params("wide", params)
-    np.testing.assert_array_equal(client.params("wide").params["layer_1.weight"], 1)
+
+
+def test_what_was_refused_is_let_go_of(server: Served, path: Path) -> None:
+    """Without the collector, whose turn may be long to come."""
+    with nablad.Client(f"unix:{path}", shared_memory=True) as client:
+        doubled(client, LARGE)
+        for program in ("sum(xx)", "sum(x @ x[:3])"):
+            with pytest.raises(nablad.ProgramError):
+                client.gradient(program, inputs={"x": LARGE}, wrt=["x"])
+    with nablad.Client(f"unix:{path}") as other:
+        tidied(other)
+    assert shared_blocks(server) == 0
+
+
+def used_again(client: nablad.Client) -> None:
+    """Have the client write other numbers over its free blocks."""
+    for number in range(4):
+        doubled(client, LARGE + number)
+
+
+def test_values_go_through_shared_memory_and_stay_what_they_are(
+    client: nablad.Client, server: Served
+) -> None:
+    tidied(client)
+    before = shared_blocks(server)
+    handle = client.put(LARGE)
+    assert shared_blocks(server) == before + 1
+    used_again(client)
+    np.testing.assert_array_equal(doubled(client, handle), 2 * LARGE)
+    client.release(handle)
+
+
+def test_parameters_go_both_ways_and_stay_what_they_are(client: nablad.Client, server: Served) -> None:
+    client.create_model("wide", {"layers": [{"dense": [512, 512]}]})
+    given = {"layer_1.weight": LARGE, "layer_1.bias": LARGE[0]}
+    tidied(client)
+    before = shared_blocks(server)
+    client.set_params("wide", given)
+    assert shared_blocks(server) == before + 1
+    used_again(client)
+    first, second = client.params("wide").params, client.params("wide").params
     client.delete_model("wide")
+    used_again(client)
+    for found in (first, second):
+        assert found.keys() == given.keys()
+        for name, leaf in given.items():
+            np.testing.assert_array_equal(found[name], leaf)
+
+
+def test_a_session_begins_with_what_it_was_given(client: nablad.Client) -> None:
+    client.create_model("trained", {"layers": [{"dense": [512, 512]}]})
+    given = {"layer_1.weight": LARGE, "layer_1.bias": LARGE[0]}
+    optimiser = {"name": "sgd", "learning_rate": 0.1}
+    with client.session(model="trained", params=given, trained={"a": LARGE}, optimiser=optimiser) as session:
+        used_again(client)
+        found = session.params()
+    client.delete_model("trained")
+    np.testing.assert_array_equal(found.trained["a"], LARGE)
+    for name, leaf in given.items():
+        np.testing.assert_array_equal(found.params[name], leaf)
 
 
 def test_nothing_is_left_when_the_caller_leaves(server: Served, path: Path) -> None:
@@ -262,7 +316,7 @@ def http(server: Served, path: Path) -> Iterator[httpx.Client]:
 
 def question(x: Any) -> list[Any]:
     array = encode_array(np.asarray(x), "attached")
-    return pack_frame({"loss": "sum(x**2)", "inputs": {"x": array}, "wrt": ["x"]})
+    return wire.encode_body({"loss": "sum(x**2)", "inputs": {"x": array}, "wrt": ["x"]}, wire.FRAME)
 
 
 FRAMED = {"Content-Type": wire.FRAME, "Accept": wire.FRAME}
@@ -336,7 +390,7 @@ def test_what_is_kept_does_not_change_with_the_callers_memory(http: httpx.Client
     http.put("/v1/models/kept", json={"architecture": {"layers": [{"dense": [2, 2]}]}}).raise_for_status()
     params = {"layer_1.weight": np.ones((2, 2), "f4"), "layer_1.bias": np.ones(2, "f4")}
     tree = {name: encode_array(array, "attached") for name, array in params.items()}
-    frame = b"".join(map(bytes, pack_frame({"params": tree})))
+    frame = b"".join(map(bytes, wire.encode_body({"params": tree}, wire.FRAME)))
     descriptor = memory(8192)
     with mmap.mmap(descriptor, 8192) as block:
         block[: len(frame)] = frame

@@ -18,6 +18,7 @@ from scripted_server import plain, read_head, read_request, says, scripted
 
 import nablad
 from nablad.transports import BlockingTransport, NonblockingTransport
+from nablad.transports.address import connecting
 
 every_way = pytest.mark.parametrize("way", WAYS)
 own_ways = pytest.mark.parametrize("way", OWN)
@@ -330,6 +331,27 @@ def test_where_nobody_listens_no_connection_is_made(way: str, where: Path | None
         with asker(way, url) as one, pytest.raises(FAILURES) as caught:
             one.ask()
     assert isinstance(cause(caught.value), httpx.ConnectError)
+
+
+@own_ways
+def test_where_nobody_takes_callers_the_connect_timeout_ends_the_wait(way: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as before:
+        listener.bind(path)
+        listener.listen(0)
+        before.connect(path)  # the queue is full
+        with (
+            asker(way, f"unix:{path}", httpx.Timeout(30, connect=0.05)) as one,
+            pytest.raises(FAILURES) as caught,
+        ):
+            one.ask()
+    assert isinstance(cause(caught.value), httpx.ConnectTimeout)
+    assert "no connection within 0.05 s" in str(cause(caught.value))
+
+
+def test_the_system_may_give_up_before_the_caller_does() -> None:
+    with pytest.raises(httpx.ConnectTimeout, match=r"^no connection$"), connecting(None):
+        raise TimeoutError
 
 
 def test_calls_beyond_the_limit_wait_for_a_connection_and_no_longer_than_they_may() -> None:

@@ -7,6 +7,8 @@ import socket
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
@@ -65,24 +67,36 @@ def proxied(host: str) -> bool:
     return bool(named.get("http") or named.get("all")) and not urllib.request.proxy_bypass(host)
 
 
+@contextmanager
+def connecting(seconds: float | None) -> Iterator[None]:
+    """Turns what goes wrong on the way to a connection into httpx's exceptions.
+
+    Raises:
+        httpx.ConnectError: nothing listens there, or the host has no address.
+        httpx.ConnectTimeout: it took longer than `seconds`, or than the system waits.
+    """
+    try:
+        yield
+    except TimeoutError as error:
+        within = "" if seconds is None else f" within {seconds:g} s"
+        raise httpx.ConnectTimeout(f"no connection{within}") from error
+    except OSError as error:
+        raise httpx.ConnectError(str(error)) from error
+
+
 def connected(place: tuple[str, int] | str, seconds: float | None) -> socket.socket:
     """A connected non-blocking socket.
 
     Raises:
-        httpx.ConnectError: nothing listens there, or the host has no address.
-        httpx.ConnectTimeout: it took longer than `seconds`.
+        httpx.TransportError: as `connecting` does.
     """
-    try:
+    with connecting(seconds):
         if isinstance(place, str):
             return connected_unix(place, seconds)
         sock = socket.create_connection(place, seconds)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
         return sock
-    except TimeoutError as error:
-        raise httpx.ConnectTimeout(f"no connection within {seconds:g} s") from error
-    except OSError as error:
-        raise httpx.ConnectError(str(error)) from error
 
 
 def connected_unix(path: str, seconds: float | None) -> socket.socket:

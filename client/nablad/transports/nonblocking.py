@@ -11,7 +11,7 @@ import httpx
 
 from nablad.blocks import Blocks
 from nablad.frame import Buffer
-from nablad.transports.address import AGAIN
+from nablad.transports.address import AGAIN, connecting
 from nablad.transports.exchange import READ, WRITE, Exchange, Timeouts, Unanswered, Wait, Waiting
 from nablad.transports.incoming import Answer
 from nablad.transports.outgoing import Outgoing, head, in_chunks
@@ -132,16 +132,11 @@ async def connected(place: tuple[str, int] | str, seconds: float | None) -> sock
     """A connected non-blocking socket.
 
     Raises:
-        httpx.ConnectError: nothing listens there, or the host has no address.
-        httpx.ConnectTimeout: it took longer than `seconds`.
+        httpx.TransportError: as `connecting` does.
     """
-    try:
+    with connecting(seconds):
         async with asyncio.timeout(seconds):
             return await (_connected_unix(place) if isinstance(place, str) else _connected_tcp(*place))
-    except TimeoutError as error:
-        raise httpx.ConnectTimeout(f"no connection within {seconds:g} s") from error
-    except OSError as error:
-        raise httpx.ConnectError(str(error)) from error
 
 
 async def _connected_tcp(host: str, port: int) -> socket.socket:

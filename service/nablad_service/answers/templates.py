@@ -92,11 +92,11 @@ def template_of(pieces: Sequence[Buffer], result: Mapping[str, Any], media: str)
     if media == wire.MSGPACK:
         between, at = [], 0
         strings = list(byte_strings(first))
-        if [one.end - one.start for one in strings] != sizes:
+        if [end - start for start, end in strings] != sizes:
             return None
-        for one in strings:
-            between.append(first[at : one.start])
-            at = one.end
+        for start, end in strings:
+            between.append(first[at:start])
+            at = end
         between.append(first[at : member_at(first, "timing")])
         return AnswerTemplate(media, tuple(between), (), 0, kinds)
     behind: list[bytes | None] = []

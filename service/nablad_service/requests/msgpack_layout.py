@@ -1,12 +1,8 @@
-"""Where the byte strings of a msgpack value lie, and what they are called by the mappings around them."""
+"""Where the byte strings of a msgpack value lie, and where a member of it begins."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TypeAlias
-
-Path: TypeAlias = tuple["str | int", ...]
 
 # Formats of the specification by first byte: the width of a length that follows, or of the value itself.
 BINARIES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
@@ -18,24 +14,12 @@ MAPPINGS = {0xDE: 2, 0xDF: 4}
 NUMBERS = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
 
 
-@dataclass(frozen=True, slots=True)
-class Bytes:
-    """A byte string, or an extension value of some kind: where its data lie."""
-
-    path: Path
-    start: int
-    end: int
-    kind: int | None = None
-    """Of an extension."""
-
-
-def byte_strings(data: bytes, start: int = 0) -> Iterator[Bytes]:
-    """The byte strings and extension values of the one at `start`, in their order.
+def byte_strings(data: bytes) -> Iterator[tuple[int, int]]:
+    """Begin and end of each byte string in a value, in their order.
 
     `data` is known to be msgpack: something has read it, or written it.
     """
-    walk = _Walk(data, start)
-    yield from walk.value(())
+    return _Walk(data, 0).value()
 
 
 def member_at(data: bytes, name: str, start: int = 0) -> int:
@@ -49,7 +33,7 @@ def member_at(data: bytes, name: str, start: int = 0) -> int:
         key = walk.string()
         if key == name:
             return walk.at
-        for _ in walk.value(()):
+        for _ in walk.value():
             pass
     raise KeyError(name)
 
@@ -59,22 +43,25 @@ class _Walk:
         self._data = data
         self.at = at
 
-    def value(self, path: Path) -> Iterator[Bytes]:
+    def value(self) -> Iterator[tuple[int, int]]:
+        """The byte strings of the value that begins here; steps over it."""
         first = self._data[self.at]
         if (members := self.mapping()) is not None:
             for _ in range(members):
-                yield from self.value((*path, self.string()))
+                self.string()
+                yield from self.value()
         elif (items := self._count(first, 0x90, 0x0F, LISTS)) is not None:
-            for position in range(items):
-                yield from self.value((*path, position))
+            for _ in range(items):
+                yield from self.value()
         elif first in BINARIES:
             length = self._number(1, BINARIES[first])
-            yield self._bytes(path, length)
-        elif first in EXTENSIONS or first in FIXED_EXTENSIONS:
-            length = FIXED_EXTENSIONS.get(first) or self._number(1, EXTENSIONS[first])
-            self.at += first in FIXED_EXTENSIONS
-            kind = self._number(0, 1)
-            yield self._bytes(path, length, kind)
+            self.at += length
+            yield self.at - length, self.at
+        elif first in FIXED_EXTENSIONS:
+            self.at += 2 + FIXED_EXTENSIONS[first]
+        elif first in EXTENSIONS:
+            length = self._number(1, EXTENSIONS[first])
+            self.at += 1 + length
         elif 0xA0 <= first <= 0xBF or first in STRINGS:
             self.string()
         else:
@@ -104,8 +91,3 @@ class _Walk:
         begin = self.at + skip
         self.at = begin + width
         return int.from_bytes(self._data[begin : self.at], "big")
-
-    def _bytes(self, path: Path, length: int, kind: int | None = None) -> Bytes:
-        begin = self.at
-        self.at += length
-        return Bytes(path, begin, self.at, kind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -27,6 +27,9 @@ from nablad_service.sockets.receiving import LYING, is_alone, receiver
 
 TENANT = "Nablad-Tenant"
 LONGEST_TENANT = 200
+
+Lend: TypeAlias = "Callable[[int], memoryview]"
+"""Gives memory of so many bytes."""
 
 
 def pipeline(request: Request) -> Pipeline:
@@ -65,7 +68,12 @@ async def read_body(request: Request, *, streams: bool = False) -> Body:
     if size is not None and size > limit:
         raise _too_large(limit)
     try:
-        data = await (_received(request, limit) if size is None else _received_in_place(request, size))
+        if size is None:
+            data = await _received(request, limit)
+        else:
+            # A frame is viewed where it lies, in memory that is kept; what else comes is copied, and gone.
+            lend = request.app.state.blocks.lend if media == wire.FRAME else aligned
+            data = await _received_in_place(request, size, lend)
     except ClientDisconnect:
         raise Refusal("malformed_body", "the connection ended before the body did") from None
     return Body(await _plain(data, coding, limit), media, answer, encoding, tenant, floats, alone)
@@ -87,13 +95,13 @@ def formats(content_type: bytes | None, accept: bytes | None) -> tuple[str, str,
     return media, *wire.answer_type(None if accept is None else accept.decode("latin-1"), media)
 
 
-async def _received_in_place(request: Request, size: int) -> Buffer:
+async def _received_in_place(request: Request, size: int, lend: Lend) -> Buffer:
     """A body of announced size, in one aligned block: what it holds is viewed there from then on."""
     if receive_into := receiver(request.scope, size):
         # JAX holds on to the inputs of one call until the next, or until cycles are collected: with them gone
         # their block is used again.
         gc.collect(0)
-        block = _room(size, request.app.state.blocks.lend)
+        block = room(size, lend)
         if await receive_into(block) < size:
             raise ClientDisconnect
         return block
@@ -103,13 +111,18 @@ async def _received_in_place(request: Request, size: int) -> Buffer:
         if len(chunk) == size:
             return chunk  # a small body comes whole; the alignment of small arrays is worth no copy
         # Made when the first bytes are here: an announcement alone costs no memory.
-        data = _room(size, aligned) if data is None else data
+        data = room(size, aligned) if data is None else data
         data[end : end + len(chunk)] = chunk
         end += len(chunk)
     return b"" if data is None else data[:end]
 
 
-def _room(size: int, lend: Callable[[int], memoryview]) -> memoryview:
+def room(size: int, lend: Lend) -> memoryview:
+    """Memory for a body.
+
+    Raises:
+        Refusal: `out_of_memory`.
+    """
     try:
         return lend(size)
     except MemoryError:

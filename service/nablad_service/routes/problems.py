@@ -22,7 +22,10 @@ class ProblemResponse(Response):
 
 
 def problem(refusal: Refusal) -> Response:
-    """A refusal as its problem document."""
+    """A refusal as its problem document; it forgets how it came about."""
+    # The frames of its traceback hold the request's body and, through the task they waited for, the refusal:
+    # in a circle they would stay until the collector has its turn.
+    refusal.__traceback__ = refusal.__context__ = None
     document = Problem.of(refusal)
     headers = {}
     retry_after = (refusal.extra or {}).get("retry_after")

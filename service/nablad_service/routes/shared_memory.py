@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nablad.frame import Buffer, fill
 from nablad.problems import Refusal
 from nablad.shared_memory import BODY, ROOM, Place
+from nablad_service.routes.bodies import Lend, room
 from nablad_service.routes.problems import problem
 from nablad_service.routes.whole_answers import Header, WholeAnswer
 from nablad_service.running.off_loop import off_loop
@@ -35,7 +35,7 @@ class SharedBodies:
                 body = memory.view(Place.read(places[BODY].decode("latin-1")))
                 if scope["method"] != "POST":
                     # What a PUT brings is kept: it must not change under the server.
-                    body = await _copied(body)
+                    body = await _copied(body, scope["app"].state.blocks.lend)
                 scope.setdefault("extensions", {})[LYING] = body
             if ROOM in places:
                 place = Place.read(places[ROOM].decode("latin-1"))
@@ -67,5 +67,7 @@ class _Into(WholeAnswer):
         return [b""], [(BODY, place.header().encode())]
 
 
-async def _copied(body: memoryview) -> memoryview:
-    return (await off_loop(len(body), np.frombuffer(body, np.uint8).copy)).data
+async def _copied(body: memoryview, lend: Lend) -> memoryview:
+    own = room(len(body), lend)
+    await off_loop(len(body), lambda: fill(own, [body]))
+    return own
