@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 import threading
@@ -25,7 +26,9 @@ from nablad_service.planning import programs
 from nablad_service.planning.learned_plans import LearnedPlans
 from nablad_service.query import Query
 from nablad_service.requests.validation import evaluate_query
-from nablad_service.running.giving_way import BEHIND, TURN
+from nablad_service.running import giving_way
+from nablad_service.running.collecting import FEW
+from nablad_service.running.giving_way import BEHIND, EAGER, GIVING_WAY
 from nablad_service.running.watched_threads import Overrun, Stuck, WatchedThreads
 
 # Each waits for as long as its file is there: at tracing, at lowering (a part of compiling), at running.
@@ -267,8 +270,28 @@ def test_python_changes_threads_more_often_while_a_program_is_compiled() -> None
     try:
         assert device.submit(sys.getswitchinterval).result(10) == usual
         found = [one.result(10) for one in [behind.submit(work), behind.submit(work)]]
-        assert found == pytest.approx([TURN, TURN])
+        assert found == pytest.approx([EAGER, EAGER])
         assert sys.getswitchinterval() == usual
     finally:
         behind.close()
         device.close()
+
+
+def test_a_thread_behind_lets_go_of_python_while_requests_come_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = sys.getswitchinterval(), gc.get_threshold()
+    behind = WatchedThreads("test", 1, 0, behind=True)
+
+    def work() -> list[float]:
+        found, kept = [], []
+        for lately in (60.0, 0.0):
+            monkeypatch.setattr(giving_way, "LATELY", lately)
+            kept += [[number] for number in range(2 * FEW)]
+            found.append(sys.getswitchinterval())
+        return found
+
+    try:
+        GIVING_WAY.called()
+        assert behind.submit(work).result(10) == pytest.approx([usual[0], EAGER])
+        assert (sys.getswitchinterval(), gc.get_threshold()) == usual
+    finally:
+        behind.close()

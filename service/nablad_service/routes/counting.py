@@ -7,6 +7,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nablad_service.metrics import Metrics
+from nablad_service.running.giving_way import GIVING_WAY
 
 
 class Counting:
@@ -21,6 +22,7 @@ class Counting:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        GIVING_WAY.called()
         status, sent = 500, 0
 
         async def sending(message: Message) -> None:

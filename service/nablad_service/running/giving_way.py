@@ -1,17 +1,30 @@
-"""Work in the background gives way: to other threads by the system, and to other threads of Python's."""
+"""Work in the background gives way: to other threads by the system, and to other threads of Python's.
+
+Tracing a program is all Python, for seconds, and of two threads that want Python each gets half of it. A
+thread gives way by letting go of Python often, for a moment, while calls come in, and by not insisting on
+having it back soon: how long one waits before it insists is Python's switch interval, one for all threads.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
+import time
+from typing import Any
+
+from nablad_service.running import collecting
 
 BEHIND = 10
 """How nice threads are that nobody's running calls wait for, where the system has that by thread (Linux)."""
-TURN = 0.5e-3
-"""Seconds that such a thread keeps Python to itself while others wait. Tracing a program is all Python: at
-Python's own 5 ms a turn, questions about health were answered after up to 60 ms. It is the rule while
-nothing is traced, since threads that change turns often take longer together."""
+LATELY = 20e-3
+"""Seconds after a request in which others are expected; more than a thread can keep Python to itself."""
+MOMENT = 0.5e-3
+"""Seconds for which a thread lets go of Python while requests come in."""
+EAGER = 0.5e-3
+"""Seconds of the switch interval before the next request comes, which must not wait for Python's own 5 ms.
+It is the rule while requests come in, and while nothing is traced."""
 
 
 class GivingWay:
@@ -22,20 +35,41 @@ class GivingWay:
         self._count = 0
         self._usual = 0.0
         self._own = threading.local()
+        self._called = 0.0
+
+    def called(self) -> None:
+        """Note that a request has come."""
+        self._called = time.monotonic()
 
     def __enter__(self) -> None:
         self._step_behind()
+        self._own.inside = True
         with self._lock:
             if not self._count:
                 self._usual = sys.getswitchinterval()
-                sys.setswitchinterval(min(TURN, self._usual))
+                sys.setswitchinterval(EAGER)
+                # Of all that Python tells of its doings, collections cost the least.
+                gc.callbacks.append(self._tick)
+                collecting.tick(True)
             self._count += 1
 
     def __exit__(self, *error: object) -> None:
+        self._own.inside = False
         with self._lock:
             self._count -= 1
             if not self._count:
+                collecting.tick(False)
+                gc.callbacks.remove(self._tick)
                 sys.setswitchinterval(self._usual)
+
+    def _tick(self, phase: str, info: dict[str, Any]) -> None:
+        """Called at every collection, on the thread that made the object too many."""
+        if phase != "stop" or not getattr(self._own, "inside", False):
+            return
+        busy = time.monotonic() - self._called < LATELY
+        sys.setswitchinterval(self._usual if busy else EAGER)
+        if busy:
+            time.sleep(MOMENT)
 
     def _step_behind(self) -> None:
         if sys.platform == "linux" and not getattr(self._own, "behind", False):
