@@ -55,13 +55,14 @@ RUN command -v python3 >/dev/null || { \
         && apt-get clean && rm -rf /var/lib/apt/lists/*; \
     }
 
-# The user owns two folders and no code. Libraries that write to a home write to the cache.
-# /models is the repository: hosted models outlive the container if this folder is a volume.
+# The user owns three folders and no code. Libraries that write to a home write to the cache.
+# /models is the repository, /training has the saves of sessions and runs: hosted models and training outlive
+# the container if these folders are volumes.
 RUN groupadd --gid 10001 nablad \
     && useradd --uid 10001 --gid nablad --no-create-home --home-dir /var/cache/nablad \
         --shell /usr/sbin/nologin nablad \
     && install -d -o nablad -g nablad -m 0700 /var/cache/nablad \
-    && install -d -o nablad -g nablad -m 0755 /models
+    && install -d -o nablad -g nablad -m 0755 /models /training
 
 COPY --from=build /opt/nablad /opt/nablad
 COPY docker/healthcheck.py /opt/nablad/healthcheck.py
@@ -73,8 +74,9 @@ ENV PATH=/opt/nablad/bin:$PATH \
 # Compiled programs outlive the container if this folder is a volume. Who may write here may run code in the
 # server: never share it with anyone you would not give a shell.
 ENV JAX_COMPILATION_CACHE_DIR=/var/cache/nablad/jax
-# Empty, `-e NABLAD_REPOSITORY=`, it keeps models in memory only.
-ENV NABLAD_REPOSITORY=/models
+# Empty, `-e NABLAD_REPOSITORY=`, it keeps models in memory only; likewise the other, and nothing is saved.
+ENV NABLAD_REPOSITORY=/models \
+    NABLAD_CHECKPOINTS=/training
 # Bases without CUDA do not say what they want of the driver. Without a GPU this does nothing.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # A container's loopback is its own: on 127.0.0.1 nobody outside could call. Listening everywhere is safe as long

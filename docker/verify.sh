@@ -26,7 +26,7 @@ case "$(basename "${engine[0]}")" in
 docker | podman)
     start() {
         container=$("${engine[@]}" run --detach --read-only --tmpfs /tmp --volume /var/cache/nablad \
-            --volume /models --cap-drop ALL --security-opt no-new-privileges "$image")
+            --volume /models --volume /training --cap-drop ALL --security-opt no-new-privileges "$image")
     }
     inside() { "${engine[@]}" exec --interactive "$container" "$@"; }
     alone() { "${engine[@]}" run --rm --interactive --network none --entrypoint "$1" "$image" "${@:2}"; }
@@ -122,6 +122,7 @@ check "the server is alive" inside python -IS /opt/nablad/healthcheck.py /health
 check "commands run as the user, not as root" inside python -c 'import os; assert os.getuid() == 10001; print(os.getuid())'
 check "a gradient is right" inside python - <exercise.py
 check "models are kept in a repository" inside sh -c 'test -s /models/.lock && test "$NABLAD_REPOSITORY" = /models'
+check "training can be saved" inside sh -c 'test "$NABLAD_CHECKPOINTS" = /training && test -e /training/.lock'
 check "the cache can be written" inside sh -c 'touch /var/cache/nablad/written && rm /var/cache/nablad/written'
 stop
 check "SIGTERM ends it with exit code 0" holds "exit code $code." 'exit code 0.'
