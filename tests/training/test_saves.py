@@ -1,6 +1,7 @@
 """Saves on disk: order, what is refused, and what stays when something fails."""
 
 import errno
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -54,6 +55,23 @@ def test_a_save_takes_the_place_of_an_earlier_one_of_its_step(saves):
     write(saves, 1, number=7)
     assert saves.steps("", "run") == [2, 1]
     assert number_in(saves, 1)[0] == 7
+
+
+def test_saves_of_a_name_are_written_in_turn(saves, monkeypatch):
+    """A server that stops saves a session whose last save it has given up, and which goes on."""
+    inside, together, real = [], [], durable.write_file
+
+    def write_file(path, data):
+        inside.append(path)
+        together.append(len(inside))
+        real(path, data)
+        inside.remove(path)
+
+    monkeypatch.setattr(durable, "write_file", write_file)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda step: write(saves, step), range(16)))
+    assert together == [1] * 16
+    assert len(saves.steps("", "run")) == 3
 
 
 def test_what_a_crash_left_half_written_is_no_save_and_goes(saves, tmp_path):

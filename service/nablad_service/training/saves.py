@@ -14,6 +14,7 @@ import json
 import os
 import re
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Save:
 
 
 class Saves:
-    """The saves of a server, in a folder that it holds alone. Used by one thread at a time for each name.
+    """The saves of a server, in a folder that it holds alone. Any thread may use them.
 
     Args:
         folder: is made if need be.
@@ -67,6 +68,7 @@ class Saves:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._keep = keep
         self._held = durable.lock(self._folder / LOCK)
+        self._changing: dict[Path, threading.Lock] = {}
         for entry in self._folder.glob(f"*/{GONE}*"):
             durable.discard(entry)
 
@@ -130,7 +132,7 @@ class Saves:
         Raises:
             Refusal: `storage` where the disk is full or the like; what was saved before stays.
         """
-        with _writing(name):
+        with self._change(tenant, name):
             folder = self._made(tenant, name)
             before = self._in(folder)
             place = before[-1].place + 1 if before else 1
@@ -139,7 +141,7 @@ class Saves:
             file = folder / f"{place:010d}-{step}.safetensors"
             durable.write_file(file, save(contiguous, metadata))
             durable.flush_folder(folder)
-        self._collect(folder)
+            self._collect(folder)
 
     def begin_generation(self, tenant: str, name: str, least: int) -> int:
         """A number that this session was never told before, at least `least`; remembered on return.
@@ -147,7 +149,7 @@ class Saves:
         Raises:
             Refusal: `storage` where it cannot be.
         """
-        with _writing(name):
+        with self._change(tenant, name):
             folder = self._made(tenant, name)
             number = max(least, self.generation(tenant, name) + 1)
             durable.write_file(folder / GENERATION, str(number).encode())
@@ -167,7 +169,7 @@ class Saves:
         Raises:
             Refusal: `storage` where it cannot be.
         """
-        with _writing(name):
+        with self._change(tenant, name):
             folder = self._made(tenant, name)
             durable.write_file(folder / CHOICES, json.dumps(choices).encode())
             durable.flush_folder(folder)
@@ -191,9 +193,15 @@ class Saves:
         folder = self._of_tenant(tenant) / name
         if folder.is_dir():
             aside = folder.with_name(f"{GONE}{os.urandom(8).hex()}")
-            with _writing(name):
+            with self._change(tenant, name):
                 durable.move_folder(folder, aside)
             durable.discard(aside)
+
+    @contextmanager
+    def _change(self, tenant: str, name: str) -> Iterator[None]:
+        """A caller that is given up leaves its thread behind: the next change waits for that."""
+        with self._changing.setdefault(self._of_tenant(tenant) / name, threading.Lock()), _writing(name):
+            yield
 
     def _of_tenant(self, tenant: str) -> Path:
         # A tenant may be called whatever it likes.
