@@ -44,11 +44,9 @@ class Lookups:
 
     def take(self, handles: Collection[str]) -> Mapping[str, Value]:
         """As `Values.take`."""
-        return {handle: self._look(self._taker(handle)) for handle in self._all(handles)}
-
-    def _all(self, handles: Collection[str]) -> Collection[str]:
-        self.values.take(self.tenant, handles)  # a refusal lists all that are missing
-        return handles
+        found = self.values.take(self.tenant, handles)
+        self.found += [(self._taker(handle), value) for handle, value in found.items()]
+        return found
 
     def _taker(self, handle: str) -> Callable[[], Any]:
         return lambda: self.values.take(self.tenant, [handle])[handle]

@@ -209,9 +209,11 @@ def _stepped(stepped: Stepped, count: int) -> dict[str, Any]:
 
 def _words(value: Any, body: Body) -> Any:
     """Numbers as the answer's format has them: JSON has words for those that are not finite."""
+    if body.answer != wire.JSON:
+        return value
     if isinstance(value, dict):
         return {name: _words(one, body) for name, one in value.items()}
-    if isinstance(value, float) and not math.isfinite(value) and body.answer == wire.JSON:
+    if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
 
