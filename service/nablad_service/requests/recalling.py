@@ -40,7 +40,9 @@ class Lookups:
 
     def model(self, name: str, version: str | None) -> HostedModel:
         """As `ModelStore.get`."""
-        return self._look(lambda: self.models.get(name, version))  # type: ignore[no-any-return] # as it says
+        found = self.models.get(name, version)
+        self.found.append((lambda: self.models.get(name, version), found))
+        return found
 
     def take(self, handles: Collection[str]) -> Mapping[str, Value]:
         """As `Values.take`."""
@@ -50,11 +52,6 @@ class Lookups:
 
     def _taker(self, handle: str) -> Callable[[], Any]:
         return lambda: self.values.take(self.tenant, [handle])[handle]
-
-    def _look(self, look: Callable[[], Any]) -> Any:
-        found = look()
-        self.found.append((look, found))
-        return found
 
     def hold(self) -> bool:
         """Whether everything is still what it was; looking counts as use."""

@@ -23,8 +23,8 @@ LATELY = 20e-3
 MOMENT = 0.5e-3
 """Seconds for which a thread lets go of Python while requests come in."""
 EAGER = 0.5e-3
-"""Seconds of the switch interval before the next request comes, which must not wait for Python's own 5 ms.
-It is the rule while requests come in, and while nothing is traced."""
+"""Seconds of the switch interval until the next request comes, which must not wait for Python's own 5 ms.
+Python's own is the rule while requests come in, and while nothing is traced."""
 
 
 class GivingWay:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -180,15 +180,14 @@ class Session:
     async def _add(
         self, turn: Turn, request: SessionGradient, query: Query, *, next_may_begin: bool = True
     ) -> Timed:
-        started = time.perf_counter()
-        accumulation, compiled = await self.device.pieces.accumulation(
+        making = self.device.pieces.accumulation(
             query,
             self.choices_of(query),
             self.specs,
             self._call(request, query, arguments(query)["inputs"]),
             tells_gradients=request.gradients,
         )
-        compiling = time.perf_counter() - started if compiled else 0.0
+        accumulation, compiled, compiling = await _timed(making)
 
         def change(before: Progress) -> tuple[Progress, Any]:
             given = self.device.placement.arguments(query)
@@ -209,8 +208,7 @@ class Session:
     async def _add_and_step(
         self, turn: Turn, request: SessionGradient, query: Query, values: StepValues
     ) -> Timed:
-        started = time.perf_counter()
-        gradient_step, compiled = await self.device.pieces.gradient_step(
+        making = self.device.pieces.gradient_step(
             query,
             self.choices_of(query),
             self.specs,
@@ -219,7 +217,7 @@ class Session:
             values,
             tells_gradients=request.gradients,
         )
-        compiling = time.perf_counter() - started if compiled else 0.0
+        gradient_step, compiled, compiling = await _timed(making)
 
         def change(before: Progress) -> tuple[Progress, Any]:
             given = self.device.placement.arguments(query)
@@ -250,9 +248,8 @@ class Session:
             await turn.alone()
             _need_gradient(self.progress)
             batches = [one.batch for one in self.progress.pending]
-        started = time.perf_counter()
-        stepping, compiled = await self.device.pieces.step(self.rule, self.specs, values, batches)
-        compiling = time.perf_counter() - started if compiled else 0.0
+        making = self.device.pieces.step(self.rule, self.specs, values, batches)
+        stepping, compiled, compiling = await _timed(making)
 
         def change(before: Progress) -> tuple[Progress, tuple[Stepped, int]]:
             _need_gradient(before)
@@ -363,6 +360,13 @@ class Session:
             bytes=self.bytes,
             last_used=self.last_used,
         )
+
+
+async def _timed(making: Awaitable[tuple[T, bool]]) -> tuple[T, bool, float]:
+    """A compiled piece, whether it had to be compiled now, and the seconds that took."""
+    started = time.perf_counter()
+    piece, compiled = await making
+    return piece, compiled, time.perf_counter() - started if compiled else 0.0
 
 
 def _wrong(computed: Computed, query: Query, adding: Adding, before: Progress, call: Call) -> Query | None:
