@@ -181,7 +181,7 @@ def test_a_group_whose_run_does_not_end_is_told_and_so_are_those_behind_it() -> 
             return super().run(items)
 
     async def scenario() -> list[str]:
-        scheduler = Scheduler(100, seconds=0.1)
+        scheduler = Scheduler(100, seconds=1)
         company = Endless(most=2)
         tasks = [asyncio.create_task(scheduler.run_in_company("a", item, company)) for item in range(3)]
         found = await asyncio.gather(*tasks, return_exceptions=True)

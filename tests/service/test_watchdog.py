@@ -186,7 +186,7 @@ def test_no_program_is_begun_when_all_spare_threads_are_lost(monkeypatch: pytest
         return evaluate_query(EvaluateRequest(program=text), lambda name: pytest.fail(name))
 
     async def ask() -> tuple[list[str], float, object]:
-        kept = programs.Programs(engine, LearnedPlans(None, "test"), limit=4, threads=1, seconds=0.2)  # type: ignore[arg-type]
+        kept = programs.Programs(engine, LearnedPlans(None, "test"), limit=4, threads=1, seconds=2)  # type: ignore[arg-type]
 
         async def code(text: str) -> str:
             try:
@@ -213,7 +213,7 @@ def test_no_program_is_begun_when_all_spare_threads_are_lost(monkeypatch: pytest
 
 def test_threads_are_replaced_while_there_are_spare_ones() -> None:
     gate = threading.Event()
-    threads = WatchedThreads("test", 1, 0.05, spare=1)
+    threads = WatchedThreads("test", 1, 1, spare=1)
     lost = [threads.submit(lambda: gate.wait(60) and 2) for _ in range(2)]
     behind = threads.submit(lambda: "never begun")
     overruns = [future.exception(timeout=60) for future in lost]

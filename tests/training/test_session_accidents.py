@@ -112,7 +112,7 @@ def test_a_server_that_stops_between_a_gradient_and_its_own_step_saves_neither(t
 
 def test_calls_behind_one_that_overruns_are_sent_again_and_done_without_it(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with inside(tmp_path, run_seconds=0.1) as storm:
+        async with inside(tmp_path, run_seconds=1) as storm:
             await storm.begin("run", ADAMW)
             await told(storm, "run", GRADIENT)
             plan = [HOLDING, GRADIENT, STEP]
