@@ -13,6 +13,7 @@ from nablad.halves import Floats
 from nablad.handles import DEDUPE_BYTES, Handle
 from nablad.messages import FailedModel, ModelInfo, OperatorInfo, ValueInfo, WarmProgram
 from nablad.plans import PlanReport
+from nablad.polling import BUSY_POLL
 from nablad.question import Inputs, Loss, Models, Question, Terms, Tree
 from nablad.results import CheckResult, EvaluateResult, GradientResult, Params
 from nablad.sending import Sender
@@ -39,6 +40,8 @@ class Client(Shortcuts, Training):
             where `put` is the better choice, which hashes nothing at a call.
         dedupe_bytes: arrays from this size on are looked at so.
         timeout: seconds, or an `httpx.Timeout`; by default ten minutes, since a first call compiles.
+        busy_poll: seconds for which a call looks for its answer without sleeping, where the one before came
+            within that time and no other is under way; 0 to leave the processor to others.
         transport: an httpx transport in place of nablad's own, e.g. `httpx.MockTransport(handler)`.
     """
 
@@ -53,10 +56,18 @@ class Client(Shortcuts, Training):
         shared_memory: bool = False,
         floats: Floats | None = None,
         compression: str | None = None,
+        busy_poll: float = BUSY_POLL,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._calls = Calls(format, dedupe_bytes if dedupe else None, floats)
-        self._sender = Sender(url, timeout, transport, shared_memory=shared_memory, compression=compression)
+        self._sender = Sender(
+            url,
+            timeout,
+            transport,
+            shared_memory=shared_memory,
+            compression=compression,
+            busy_poll=busy_poll,
+        )
 
     def __enter__(self) -> Client:
         return self

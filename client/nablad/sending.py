@@ -11,6 +11,7 @@ from nablad import wire
 from nablad.calls import Call, no_answer
 from nablad.compressing import check_compression, restored, squeezed
 from nablad.errors import ConnectionFailed
+from nablad.polling import BUSY_POLL
 from nablad.sharing import Lent, Sharing, unknown
 from nablad.transports import Address, Answer, BlockingTransport, NonblockingTransport, address
 from nablad.transports.exchange import Timeouts
@@ -50,6 +51,7 @@ class Sender:
         *,
         shared_memory: bool = False,
         compression: str | None = None,
+        busy_poll: float = BUSY_POLL,
     ) -> None:
         check_compression(compression, shared_memory)
         self._compressed = compression is not None
@@ -57,7 +59,7 @@ class Sender:
         self._timeout = timeout
         self._transport = transport
         self._address = None if transport is not None else address(url)
-        self._own = BlockingTransport(uds=self._address.path if self._address else None)
+        self._own = BlockingTransport(uds=self._address.path if self._address else None, busy_poll=busy_poll)
         self._opened: httpx.Client | None = None
         self._timeouts = Timeouts.of(httpx.Timeout(timeout))
         self._sharing = sharing(self._address) if shared_memory else None

@@ -217,6 +217,7 @@ def create_app(
             "/v1/sessions/{name}/step": sessions.step,
         },
         refuse=problem,
+        busy_poll=settings.busy_poll_seconds,
     )
     app.add_middleware(CompressedAnswers)
     app.add_middleware(SharedBodies)

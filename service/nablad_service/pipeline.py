@@ -36,8 +36,9 @@ from nablad_service.running.scheduler import Finished, Scheduler
 
 T = TypeVar("T")
 
-SHORT = 0.5e-3
-"""Seconds of a run that the event loop has for a lone call: to hand it to a thread and back takes as long."""
+SHORT = 2e-3
+"""Seconds of a run that the event loop has for a lone call: to hand it to a thread and back takes 0.2e-3, and
+what comes meanwhile would wait for the device anyway, but for health checks."""
 LARGEST_LISTS = 64 * 1024 * 1024
 """Bytes of arrays that are written as nested lists: as Python's numbers they take many times the room."""
 

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import uvicorn
 from fastapi import FastAPI
 
@@ -29,6 +30,8 @@ T = TypeVar("T")
 
 def serve(settings: Settings) -> int:
     """Serve until told to stop, and end the process with 0; returns another code where it cannot begin."""
+    # Who runs a program here waits for it: a thread of XLA's in between takes a small one twice its time.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     logging.getLogger("jax").setLevel(logging.WARNING)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:

@@ -105,6 +105,12 @@ class Settings(BaseSettings):
     run_seconds: float = Field(
         3600.0, ge=0, description="How long one call may occupy the device; 0 for no limit."
     )
+    busy_poll_seconds: float = Field(
+        0.001,
+        ge=0,
+        le=1,
+        description="How long a lone caller's next request is looked for without sleeping; 0 for never.",
+    )
     drain_seconds: float = Field(20.0, ge=0, description="How long a stopping server finishes its calls.")
     text_bytes: int = Field(Limits.text_bytes, gt=0, description="Longest program.")
     depth: int = Field(Limits.depth, gt=0, description="Deepest nesting of brackets and calls.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
@@ -12,6 +13,7 @@ import httpx
 
 from nablad.blocks import Blocks
 from nablad.frame import Buffer
+from nablad.polling import BUSY_POLL, polled
 from nablad.transports.address import connected
 from nablad.transports.exchange import READ, WRITE, Exchange, Timeouts, Unanswered, Waiting
 from nablad.transports.incoming import Answer
@@ -31,13 +33,24 @@ class BlockingTransport(httpx.BaseTransport):
     Args:
         uds: the path of a Unix socket to connect to, whatever the URL says.
         limits: how many connections there may be, and how long idle ones are kept.
+        busy_poll: seconds for which an answer is looked for without sleeping, where the connection's last one
+            came within that time and no other exchange is under way: to wake a thread that sleeps in the
+            system takes longer than a small program runs.
     """
 
-    def __init__(self, *, uds: str | None = None, limits: httpx.Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        *,
+        uds: str | None = None,
+        limits: httpx.Limits = DEFAULT_LIMITS,
+        busy_poll: float = BUSY_POLL,
+    ) -> None:
         self._uds = uds
         self._blocks = Blocks()
         self._lock = threading.Lock()
         self._idle = IdleByPlace(limits)
+        self._busy_poll = polled(busy_poll)
+        self._under_way = 0
         most = limits.max_connections
         self._places = threading.BoundedSemaphore(most) if most is not None else None
 
@@ -70,6 +83,8 @@ class BlockingTransport(httpx.BaseTransport):
         """
         if self._places is not None and not self._places.acquire(timeout=timeouts.pool):
             raise httpx.PoolTimeout(f"no connection was free within {timeouts.pool:g} s")
+        with self._lock:
+            self._under_way += 1
         try:
             while True:
                 with self._lock:
@@ -82,6 +97,8 @@ class BlockingTransport(httpx.BaseTransport):
                     if not (again and connection.used):
                         raise failure.cause from failure.__cause__
         finally:
+            with self._lock:
+                self._under_way -= 1
             if self._places is not None:
                 self._places.release()
 
@@ -99,7 +116,12 @@ class BlockingTransport(httpx.BaseTransport):
                 _drive(exchange.send(Outgoing(part)), connection.socket)
                 if exchange.over:
                     break
-            _drive(exchange.receive(), connection.socket)
+            sent = time.perf_counter()
+            alone = self._under_way == 1
+            _drive(
+                exchange.receive(), connection.socket, self._busy_poll if connection.prompt and alone else 0.0
+            )
+            connection.prompt = time.perf_counter() - sent < self._busy_poll
         except BaseException:
             connection.close()
             raise
@@ -125,8 +147,8 @@ def _parts(begin: bytes, stream: Iterable[bytes], chunked: bool) -> Iterator[Seq
         yield (b"0\r\n\r\n",)
 
 
-def _drive(waiting: Waiting, sock: socket.socket) -> None:
-    """Run a part of an exchange, and block where it waits."""
+def _drive(waiting: Waiting, sock: socket.socket, busy_poll: float = 0.0) -> None:
+    """Run a part of an exchange, and block where it waits, after polling for so many seconds."""
     poller = None
     try:
         wait = next(waiting)
@@ -134,7 +156,9 @@ def _drive(waiting: Waiting, sock: socket.socket) -> None:
             if poller is None:
                 poller = select.poll()
             poller.register(sock, EVENTS[wait.what])
-            found = poller.poll(None if wait.seconds is None else wait.seconds * 1000)
+            found = busy_poll and _polled(poller, busy_poll)
+            if not found:
+                found = poller.poll(None if wait.seconds is None else wait.seconds * 1000)
             if not found:
                 _late(wait.late, wait.seconds)
             # An error or a hang-up shows in whatever is tried next.
@@ -142,6 +166,15 @@ def _drive(waiting: Waiting, sock: socket.socket) -> None:
             wait = waiting.send(READ if ready & select.POLLIN else WRITE)
     except StopIteration:
         return
+
+
+def _polled(poller: select.poll, seconds: float) -> list[tuple[int, int]]:
+    """What is ready before that time is over, found without sleeping."""
+    until = time.perf_counter() + seconds
+    found: list[tuple[int, int]] = []
+    while not found and time.perf_counter() < until:
+        found = poller.poll(0)
+    return found
 
 
 def _late(kind: type[httpx.TimeoutException], seconds: float | None) -> NoReturn:

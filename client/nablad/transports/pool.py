@@ -24,6 +24,8 @@ class Connection:
     used: bool = False
     """Whether it carried an exchange before: then the server may have closed it by now."""
     idle_since: float = 0.0
+    prompt: bool = False
+    """Whether its last answer came within the time for which it may be polled."""
     scratch: memoryview = field(default_factory=lambda: memoryview(bytearray(ROOM)))
 
     def close(self) -> None:

@@ -41,6 +41,11 @@ class GivingWay:
         """Note that a request has come."""
         self._called = time.monotonic()
 
+    @property
+    def needed(self) -> bool:
+        """Whether there is such work now."""
+        return bool(self._count)
+
     def __enter__(self) -> None:
         self._step_behind()
         self._own.inside = True

@@ -1,0 +1,254 @@
+"""Both ends look without sleeping for what is about to come, and only then."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, get_ident
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import Request
+from fastapi.responses import Response
+from scripted_server import Scripted, plain, read_request, says, scripted
+
+from nablad import polling
+from nablad.polling import polled
+from nablad.transports import BlockingTransport, blocking
+from nablad_service.routes.hot import HotPaths
+from nablad_service.running.giving_way import GIVING_WAY
+from nablad_service.sockets.polling import BusyPolling
+from nablad_service.sockets.receiving import OPEN
+
+LONG = 30.0
+"""Seconds to poll: no pause of a busy machine is longer."""
+
+
+@pytest.fixture
+def two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polling, "_processors", lambda: 2)
+
+
+def test_a_process_with_one_processor_does_not_poll(two_processors: None) -> None:
+    assert polled(0.5) == 0.5
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
+    code += "; from nablad.polling import polled; print(polled(0.5))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(said.stdout) == 0.0
+
+
+# -- the client, for its answer
+
+
+class Looking:
+    """Exchanges of a client, and for how long each looked for its answer without sleeping."""
+
+    def __init__(self, server: Scripted, busy_poll: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.http = httpx.Client(base_url=server.url, transport=BlockingTransport(busy_poll=busy_poll))
+        self.seconds: list[tuple[int, float]] = []
+        look = blocking._polled
+
+        def looking(poller: Any, seconds: float) -> Any:
+            self.seconds.append((get_ident(), seconds))
+            return look(poller, seconds)
+
+        monkeypatch.setattr(blocking, "_polled", looking)
+
+    def looks(self, **options: Any) -> bool:
+        before = self._own()
+        assert self.http.post("/", content=b"?", **options).content == b"hello"
+        return self._own() > before
+
+    def _own(self) -> int:
+        return sum(thread == get_ident() for thread, _ in self.seconds)
+
+
+def late(*seconds: float) -> Callable[[socket.socket], None]:
+    """Answers, each after some time."""
+
+    def script(connection: socket.socket) -> None:
+        for one in seconds:
+            read_request(connection)
+            time.sleep(one)
+            connection.sendall(plain(b"hello"))
+
+    return script
+
+
+@pytest.mark.parametrize(("busy_poll", "looks"), [(LONG, True), (0.0, False)])
+def test_a_client_polls_where_the_last_answer_was_prompt(
+    busy_poll: float, looks: bool, two_processors: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scripted(says(plain(b"hello"))) as server:
+        client = Looking(server, busy_poll, monkeypatch)
+        assert [client.looks() for _ in range(3)] == [False, looks, looks]
+        assert {seconds for _, seconds in client.seconds} <= {busy_poll}
+        client.http.close()
+
+
+def test_a_client_that_polled_in_vain_sleeps_then_and_the_next_time(
+    two_processors: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scripted(late(0, 1.5, 0, 0)) as server:
+        client = Looking(server, 1.0, monkeypatch)
+        assert [client.looks() for _ in range(4)] == [False, True, False, True]
+        client.http.close()
+
+
+def test_a_timeout_holds_where_a_client_polls(two_processors: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with scripted(late(0, 3)) as server:
+        client = Looking(server, 0.5, monkeypatch)
+        assert not client.looks()
+        with pytest.raises(httpx.ReadTimeout):
+            client.looks(timeout=0.2)
+        assert client.seconds
+        client.http.close()
+
+
+def test_a_client_with_several_calls_under_way_does_not_poll(
+    two_processors: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go = Event(), Event()
+
+    def held(connection: socket.socket) -> None:
+        late(0)(connection)
+        read_request(connection)
+        asked.set()
+        go.wait(60)
+        connection.sendall(plain(b"hello"))
+
+    with scripted(held, says(plain(b"hello"))) as server, ThreadPoolExecutor(1) as pool:
+        client = Looking(server, LONG, monkeypatch)
+        assert not client.looks()
+        alone = pool.submit(client.looks)
+        assert asked.wait(60)
+        assert [client.looks(), client.looks(), client.looks()] == [False] * 3
+        go.set()
+        assert alone.result(60)
+        assert client.looks()
+        client.http.close()
+
+
+# -- the server, for the next request
+
+
+class Selector(selectors.DefaultSelector):
+    """One that says whether the event loop slept."""
+
+    slept = False
+
+    def select(self, timeout: float | None = None) -> Any:
+        self.slept = self.slept or timeout is None or timeout > 0
+        return super().select(timeout)
+
+
+Scenario = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
+
+
+def on_a_loop(scenario: Scenario) -> None:
+    """Run it on an event loop; what it is given tells whether the loop stays awake for a moment."""
+    selector = Selector()
+
+    async def awake() -> bool:
+        selector.slept = False
+        await asyncio.sleep(0.02)
+        return not selector.slept
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        runner.run(scenario(awake))  # type: ignore[arg-type] # each is a coroutine
+
+
+def exchange(server: BusyPolling, *, alone: bool = True) -> None:
+    server.asked()
+    server.answered(alone=alone)
+
+
+def test_a_server_polls_where_a_lone_caller_asks_again_at_once(two_processors: None) -> None:
+    async def scenario(awake: Callable[[], Awaitable[bool]]) -> None:
+        server = BusyPolling(LONG)
+        exchange(server)
+        assert not await awake()
+        exchange(server)
+        assert await awake()
+        server.asked()
+        assert not await awake()
+        server.answered(alone=False)
+        assert not await awake()
+        exchange(server)
+        assert await awake()
+        exchange(server)
+        exchange(server)
+        assert await awake()
+        server.asked()
+
+    on_a_loop(scenario)
+
+
+def test_a_server_stops_polling_when_nobody_asks(two_processors: None) -> None:
+    async def scenario(awake: Callable[[], Awaitable[bool]]) -> None:
+        server = BusyPolling(0.5)
+        exchange(server)
+        exchange(server)
+        assert await awake()
+        await asyncio.sleep(0.6)
+        assert not await awake()
+        # It came late: the one behind it is not expected soon.
+        exchange(server)
+        assert not await awake()
+
+    on_a_loop(scenario)
+
+
+def test_a_server_that_shall_not_poll_or_that_traces_does_not(two_processors: None) -> None:
+    async def scenario(awake: Callable[[], Awaitable[bool]]) -> None:
+        never = BusyPolling(0.0)
+        server = BusyPolling(LONG)
+        for _ in range(3):
+            exchange(never)
+        assert not await awake()
+        exchange(server)
+        GIVING_WAY._count += 1
+        try:
+            exchange(server)
+            assert not await awake()
+        finally:
+            GIVING_WAY._count -= 1
+        exchange(server)
+        assert await awake()
+        server.asked()
+
+    on_a_loop(scenario)
+
+
+def test_requests_of_hot_paths_are_those_that_count(two_processors: None) -> None:
+    async def endpoint(request: Request) -> Response:
+        return Response(b"hello")
+
+    async def anything(scope: Any, receive: Any, send: Any) -> None:
+        pass
+
+    async def ignored(*message: Any) -> Any:
+        pass
+
+    async def scenario(awake: Callable[[], Awaitable[bool]]) -> None:
+        app = HotPaths(anything, {"/hot": endpoint}, lambda refusal: Response(), busy_poll=LONG)
+
+        async def ask(path: str, requests: int = 1) -> None:
+            scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+            await app({**scope, "extensions": {OPEN: range(requests)}}, ignored, ignored)
+
+        for path, requests, polls in [("/hot", 1, False), ("/hot", 1, True), ("/hot", 2, False)]:
+            await ask(path, requests)
+            assert await awake() is polls
+        await ask("/other")
+        await ask("/other")
+        assert not await awake()
+
+    on_a_loop(scenario)
