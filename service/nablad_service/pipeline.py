@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from nablad import wire
@@ -125,7 +125,7 @@ class Pipeline:
         if query is None:
             query = await off_loop(len(body.data), lambda: self.reader.read(body, how, key))
         # The query views a frame's bytes, and has copied those of another format: they may go.
-        body = replace(body, data=b"")
+        body = body.emptied()
         decoded = time.perf_counter() - started
         until = math.inf
         if query.deadline_ms is not None:

@@ -107,6 +107,25 @@ class Query:
         )
         return replace(query, resident=resident)
 
+    def with_values(
+        self,
+        *,
+        inputs: Mapping[str, Leaf | Leaves],
+        params: Mapping[str, Leaves],
+        state: Mapping[str, Leaves],
+    ) -> Query:
+        """The same request with other numbers of the same kinds, resident where these are."""
+        # What `dataclasses.replace` does member by member takes a small call longer than viewing its arrays.
+        other = object.__new__(Query)
+        other.__dict__.update(self.__dict__, inputs=inputs, params=params, state=state)
+        return other
+
+    def shared(self) -> Iterator[Leaf]:
+        """What is not the call's own."""
+        for section, name in self.resident:
+            value = getattr(self, section)[name]
+            yield from value.values() if isinstance(value, Mapping) else (value,)
+
     def values(self) -> Iterator[tuple[str, str, tuple[Leaf, ...]]]:
         """Each value that the program takes: its section of the arguments, its name, its leaves."""
         for section, given in (("inputs", self.inputs), ("params", self.params), ("state", self.state)):

@@ -31,7 +31,7 @@ T = TypeVar("T")
 def serve(settings: Settings) -> int:
     """Serve until told to stop, and end the process with 0; returns another code where it cannot begin."""
     # Who runs a program here waits for it: a thread of XLA's in between takes a small one twice its time.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # type: ignore[no-untyped-call] # JAX's
     logging.getLogger("jax").setLevel(logging.WARNING)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:

@@ -91,8 +91,10 @@ def test_both_clients_take_and_give_the_same(name: str) -> None:
         inspect.signature({**surface(kind), "__init__": vars(kind)["__init__"]}[name])
         for kind in (nablad.Client, nablad.AsyncClient)
     )
-    assert list(one.parameters) == list(other.parameters)
-    for parameter in one.parameters.values():
+    # An event loop has other work than to look for an answer.
+    shared = [parameter for parameter in one.parameters.values() if parameter.name != "busy_poll"]
+    assert [parameter.name for parameter in shared] == list(other.parameters)
+    for parameter in shared:
         twin = other.parameters[parameter.name]
         assert (parameter.kind, parameter.default) == (twin.kind, twin.default)
         if parameter.name != "transport":

@@ -1,10 +1,16 @@
-"""What stays is not visited by the garbage collector, and what does not is still freed."""
+"""What stays is not visited by the garbage collector, and what does not is still freed.
+
+In a process of its own each: where another thread collects just then, a collection does nothing.
+"""
 
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -18,15 +24,7 @@ class Ring:
         self.own = self
 
 
-@pytest.fixture(autouse=True)
-def python_as_it_was() -> Iterator[None]:
-    thresholds = gc.get_threshold()
-    yield
-    gc.unfreeze()
-    gc.set_threshold(*thresholds)
-
-
-def test_what_stays_is_frozen_and_garbage_is_freed() -> None:
+def what_stays_is_frozen_and_garbage_is_freed() -> None:
     kept, lost = Ring(), Ring()
     gone = weakref.ref(lost)
     del lost
@@ -35,7 +33,7 @@ def test_what_stays_is_frozen_and_garbage_is_freed() -> None:
     assert all(one is not kept for one in gc.get_objects()), "not visited any more"
 
 
-def test_what_was_frozen_and_let_go_of_is_freed_in_the_end() -> None:
+def what_was_frozen_and_let_go_of_is_freed_in_the_end() -> None:
     lost = Ring()
     gone = weakref.ref(lost)
     collecting.settle()
@@ -45,3 +43,14 @@ def test_what_was_frozen_and_let_go_of_is_freed_in_the_end() -> None:
     for _ in range(collecting.THAWED):
         collecting.settle()
     assert gone() is None
+
+
+@pytest.mark.parametrize(
+    "holds", [what_stays_is_frozen_and_garbage_is_freed, what_was_frozen_and_let_go_of_is_freed_in_the_end]
+)
+def test_the_collector(holds: Callable[[], None]) -> None:
+    code = f"import {__name__} as test; test.{holds.__name__}()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

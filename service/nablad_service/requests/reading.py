@@ -39,6 +39,10 @@ class Body:
     alone: bool = False
     """Whether no other request was open when it came."""
 
+    def emptied(self) -> Body:
+        """The same without its bytes."""
+        return Body(b"", self.media, self.answer, self.encoding, self.tenant, self.floats, self.alone)
+
 
 Read: TypeAlias = "Callable[[Body, Lookups], Query]"
 

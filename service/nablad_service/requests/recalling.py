@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -169,4 +169,4 @@ def _filled(query: Query, slots: Collection[Slot], array: Callable[[Slot], NDArr
             own.add((slot.section, slot.name))
             values[slot.name] = dict(values[slot.name])
         values[slot.name][slot.leaf] = array(slot)
-    return replace(query, inputs=given["inputs"], params=given["params"], state=given["state"])
+    return query.with_values(**given)

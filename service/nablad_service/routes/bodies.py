@@ -107,7 +107,13 @@ async def _received_in_place(request: Request, size: int, lend: Lend) -> Buffer:
         return block
     end = 0
     data: memoryview | None = None
-    async for chunk in request.stream():
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
         if len(chunk) == size:
             return chunk  # a small body comes whole; the alignment of small arrays is worth no copy
         # Made when the first bytes are here: an announcement alone costs no memory.

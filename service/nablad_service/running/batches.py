@@ -70,19 +70,15 @@ class Batches:
         """What calls that may be computed together have in common; None where this one goes alone."""
         if self._limits.calls < 2 or not query.batch:
             return None
-        own, shared = 0, list[int]()
-        for section, name, leaves in query.values():
-            if (section, name) in query.resident:
-                shared += map(id, leaves)
-            else:
-                own += sum(leaf.nbytes for leaf in leaves)
-        return None if own > LARGEST_OWN else (executable, query.resident, *shared)
+        if self.company(query, executable).own_bytes > LARGEST_OWN:
+            return None
+        return (executable, query.resident, *map(id, query.shared()))
 
     def company(self, query: Query, executable: Executable) -> Batched:
         """How calls like `query` are run together, `executable` being how they are run alone."""
         found: Batched | None = executable.companies.get(query.resident)
         if found is None:
-            found = Batched(executable, self._limits.calls, self._compile)
+            found = Batched(executable, self._limits.calls, self._compile, own_bytes(query))
             executable.companies[query.resident] = found
         return found
 
@@ -99,7 +95,7 @@ class Batches:
 class Batched:
     """One program and its batches: a `Company` of the scheduler.
 
-    `begin` begins to compile a batch of some size for requests like one.
+    `begin` begins to compile a batch of some size for requests like one; each brings `own_bytes`.
     """
 
     def __init__(
@@ -107,8 +103,10 @@ class Batched:
         executable: Executable,
         most: int,
         begin: Callable[[Executable, Query, int], Future[Together]],
+        own_bytes: int = 0,
     ) -> None:
         self.executable = executable
+        self.own_bytes = own_bytes
         self._begin = begin
         self._most = power_of_two(most + 1) // 2
         self._asked: dict[int, Future[Any]] = {}
@@ -202,6 +200,12 @@ class Batched:
         self._most = 1 if at_any else min(self._most, size // 2)
         for each in [one for one in self._ready if one > self._most]:
             del self._ready[each]
+
+
+def own_bytes(query: Query) -> int:
+    """Bytes of what is not resident: as many for all calls of a program that share the same."""
+    own = [leaves for section, name, leaves in query.values() if (section, name) not in query.resident]
+    return sum(leaf.nbytes for leaves in own for leaf in leaves)
 
 
 def power_of_two(number: int) -> int:
