@@ -11,7 +11,7 @@ import threading
 
 YOUNG = 20_000
 """Objects that are made, and stay, before the young ones are looked at; Python has 700, a few calls."""
-FEW = 30
+FEW = 20
 """The same while the collector serves as a clock."""
 THAWED = 64
 """Times after which all is visited once more: some of what was frozen has been let go of."""
