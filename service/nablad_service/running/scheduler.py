@@ -141,7 +141,7 @@ class Scheduler:
     def run_here(self, work: Callable[[], T]) -> Finished[T] | None:
         """Run `work` on the caller's thread, where the device is free; None where it is not.
 
-        For work that takes less time than two threads take to wake each other: nothing watches it.
+        For work that is short beside the way to the device's thread and back: nothing watches it.
         """
         if self._pending or self._thread.stuck_for():
             return None
