@@ -213,3 +213,12 @@ def test_warm_compiles_for_shapes_without_data(client: nablad.Client, url: str, 
         refused = nablad_command("warm", "--url", url, "--loss", "x", "--shape", shape)
         assert refused.returncode == 1
         assert "must be DTYPE:LENGTHS" in refused.stderr
+
+
+def test_a_reader_that_has_read_enough_is_no_failure(url: str) -> None:
+    words = [sys.executable, "-m", "nablad", "operators", "--url", url]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as listing:
+        assert listing.stdout is not None
+        listing.stdout.close()
+        _, said = listing.communicate(timeout=60)
+    assert (listing.returncode, said) == (0, "")

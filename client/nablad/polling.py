@@ -10,7 +10,13 @@ a tenth of that, as long as a small program runs."""
 
 
 def polled(seconds: float) -> float:
-    """For how long to look: `seconds`, or 0 where there is one processor, which the other end needs."""
+    """For how long to look: `seconds`, or 0 where there is one processor, which the other end needs.
+
+    Raises:
+        ValueError: it is less than 0.
+    """
+    if not seconds >= 0:
+        raise ValueError(f"busy_poll is a number of seconds, 0 for never, not {seconds!r}")
     return seconds if _processors() > 1 else 0.0
 
 

@@ -246,6 +246,15 @@ def test_a_missing_server_is_named_with_what_to_type(nobody: str) -> None:
     assert "nablad serve" in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [nablad.Client, nablad.AsyncClient])
+@pytest.mark.parametrize(
+    "text", ["localhost:8421", "127.0.0.1", "http://", "ftp://there", "http://there:port"]
+)
+def test_what_is_no_address_is_told_with_what_to_write(kind: type[Any], text: str) -> None:
+    with pytest.raises(ValueError, match=f"'{text}' is no address.*; write http://HOST:PORT"):
+        kind(text)
+
+
 def test_a_missing_server_is_named_to_asynchronous_callers_too(nobody: str) -> None:
     async def ask() -> None:
         async with nablad.AsyncClient(nobody) as client:

@@ -19,6 +19,7 @@ from fastapi import Request
 from fastapi.responses import Response
 from scripted_server import Scripted, plain, read_request, says, scripted
 
+import nablad
 from nablad import polling
 from nablad.polling import polled
 from nablad.transports import BlockingTransport, blocking
@@ -44,6 +45,11 @@ def test_a_process_with_one_processor_does_not_poll(two_processors: None) -> Non
     assert float(said.stdout) == 0.0
 
 
+def test_less_than_no_time_is_refused() -> None:
+    with pytest.raises(ValueError, match="busy_poll is a number of seconds, 0 for never, not -1"):
+        nablad.Client(busy_poll=-1)
+
+
 # -- the client, for its answer
 
 
@@ -51,7 +57,9 @@ class Looking:
     """Exchanges of a client, and for how long each looked for its answer without sleeping."""
 
     def __init__(self, server: Scripted, busy_poll: float, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.http = httpx.Client(base_url=server.url, transport=BlockingTransport(busy_poll=busy_poll))
+        self.http = httpx.Client(
+            base_url=server.url, timeout=2 * LONG, transport=BlockingTransport(busy_poll=busy_poll)
+        )
         self.seconds: list[tuple[int, float]] = []
         look = blocking._polled
 
@@ -104,7 +112,7 @@ def test_a_client_that_polled_in_vain_sleeps_then_and_the_next_time(
 
 def test_a_timeout_holds_where_a_client_polls(two_processors: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with scripted(late(0, 3)) as server:
-        client = Looking(server, 0.5, monkeypatch)
+        client = Looking(server, LONG, monkeypatch)
         assert not client.looks()
         with pytest.raises(httpx.ReadTimeout):
             client.looks(timeout=0.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -29,7 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_service_commands(commands)
     arguments = parser.parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read, `head` say, has read enough. Python would write the rest once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (NabladError, OSError, ValueError) as error:
         print(f"nablad: {error}", file=sys.stderr)
         return 1

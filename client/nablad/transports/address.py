@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import httpx
 
 UNIX = "unix:"
+FORMS = "write http://HOST:PORT, https://HOST or unix:/PATH"
 AGAIN = 0.005
 """Seconds until another try, where a Unix socket's queue of callers is full."""
 
@@ -43,7 +44,7 @@ def address(url: str) -> Address | None:
     That is for https, for user names in the URL, and where the environment names a proxy for it.
 
     Raises:
-        ValueError: a Unix socket's path is missing or too long.
+        ValueError: it is no URL of the kind, or a Unix socket's path is missing or too long.
     """
     if url.startswith(UNIX):
         path = url.removeprefix(UNIX)
@@ -53,8 +54,13 @@ def address(url: str) -> Address | None:
         if not path or len(os.fsencode(path)) > longest:
             raise ValueError(f"{url!r} names no Unix socket: its path has 1 to {longest} bytes")
         return Address(url, "localhost", "", path)
-    given = httpx.URL(url)
-    if given.scheme != "http" or not given.host or given.userinfo or given.query or proxied(given.host):
+    try:
+        given = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{url!r} is no address: {error}; {FORMS}") from None
+    if given.scheme not in ("http", "https") or not given.host:
+        raise ValueError(f"{url!r} is no address; {FORMS}")
+    if given.scheme != "http" or given.userinfo or given.query or proxied(given.host):
         return None
     host = given.raw_host.decode("ascii")
     shown = given.netloc.decode("ascii")

@@ -156,9 +156,14 @@ def _drive(waiting: Waiting, sock: socket.socket, busy_poll: float = 0.0) -> Non
             if poller is None:
                 poller = select.poll()
             poller.register(sock, EVENTS[wait.what])
-            found = busy_poll and _polled(poller, busy_poll)
+            seconds = wait.seconds
+            found: list[tuple[int, int]] = []
+            if busy_poll:
+                awake = busy_poll if seconds is None else min(busy_poll, seconds)
+                found = _polled(poller, awake)
+                seconds = None if seconds is None else seconds - awake
             if not found:
-                found = poller.poll(None if wait.seconds is None else wait.seconds * 1000)
+                found = poller.poll(None if seconds is None else seconds * 1000)
             if not found:
                 _late(wait.late, wait.seconds)
             # An error or a hang-up shows in whatever is tried next.

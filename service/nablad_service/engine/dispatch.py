@@ -11,4 +11,4 @@ def run_where_called() -> None:
     Left to itself XLA hands them to a thread of its own, for callers who do something else meanwhile. Here
     each waits for its result, and the way there and back takes as long as a small program.
     """
-    jax.config.update("jax_cpu_enable_async_dispatch", False)  # type: ignore[no-untyped-call] # JAX's
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
