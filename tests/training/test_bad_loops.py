@@ -76,6 +76,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"name": "no/slashes"}, "invalid_request", "'name'"),
     ({"report_evry": 3}, "invalid_request", "did you mean 'report_every'?"),
     ({"name": "never", "resume": True}, "no_save", "'never' has no save"),
+    ({"resume": True}, "invalid_request", "resume goes on with the run of a name; send name too"),
 ]
 
 

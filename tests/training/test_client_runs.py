@@ -10,6 +10,7 @@ import os
 import pty
 import sys
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 import nablad
+from nablad.command_line import train
 from nablad.problems import Problem, Refusal
 from nablad.training import progress
 from nablad.training.events import Event, EventLines
@@ -33,6 +35,11 @@ ASKED: dict[str, Any] = {
     "steps": 300,
 }
 STARTED = ("started", {"name": "run", "step": 0})
+ENDS = {
+    (0, None): ", before the first was done; begin it again",
+    (9, None): "; it cannot be resumed, since the server keeps no saves",
+    (9, 9): "; go on with --resume",
+}
 
 
 def report(step: int, value: float = 0.5) -> tuple[str, dict[str, Any]]:
@@ -157,6 +164,14 @@ def test_leaving_the_loop_early_stops_the_run() -> None:
         assert list(run) == []
 
 
+def test_a_run_that_was_stopped_is_said_to_go_on_only_where_it_can() -> None:
+    with PretendedRuns(*([STARTED, end("stopped", step, saved)] for step, saved in ENDS)).client() as client:
+        for step, saved in ENDS:
+            run = client.train("1.0", **ASKED)
+            run.wait()
+            assert train._left(run, "--resume") == f"stopped at step {step}{ENDS[step, saved]}"
+
+
 @pytest.mark.parametrize("stops", [True, False])
 def test_the_with_of_a_run_stops_it_unless_it_keeps_going(stops: bool) -> None:
     server = PretendedRuns([STARTED, report(100)])
@@ -173,6 +188,20 @@ def test_a_run_is_followed_by_its_name_and_not_stopped() -> None:
             break
     assert server.stopped == 0
     assert server.asked == [("GET", "/v1/train/run/events", None)]
+
+
+def test_an_optimiser_is_more_than_its_name() -> None:
+    with PretendedRuns().client() as client:
+        for begin in (client.session, partial(client.train, "1.0", steps=3)):
+            with pytest.raises(ValueError, match=r"a name with its settings, .*, not 'adam'"):
+                begin(model="net", optimiser="adam")
+
+
+def test_what_a_sampler_lacks_the_server_tells() -> None:
+    server = PretendedRuns(Refusal("invalid_request", "the request lacks its member 'samplers.x.n'"))
+    box = {"distribution": "uniform"}
+    with server.client() as client, pytest.raises(nablad.RequestError, match=r"samplers\.x\.n"):
+        client.train(lambda model, x: np.mean(model(x)), samplers={"x": box}, **ASKED)
 
 
 def test_a_refusal_is_raised_before_anything_is_read() -> None:

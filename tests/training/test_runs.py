@@ -178,14 +178,15 @@ def test_a_loop_that_diverges_says_where_and_keeps_what_was_good(trainer: httpx.
 
 
 def test_a_loop_that_diverges_at_its_start_says_so(trainer: httpx.Client) -> None:
-    run = trained(
-        trainer, loss="log(w)", trained={"w": -1.0}, optimiser={"name": "sgd", "learning_rate": 0.1}, steps=9
-    )
+    loop: dict[str, Any] = {"loss": "log(w)", "optimiser": {"name": "sgd", "learning_rate": 0.1}, "steps": 9}
+    run = trained(trainer, **loop, trained={"w": -1.0}, name="ill-begun")
     assert run.last.kind == "diverged"
     assert run.last.data["step"] == 1
     assert "the loss is not finite in step 1, at the start values: line 1: " in run.last.data["reason"]
     assert run.last.data["non_finite"]["where"]["text"] == "log(w)"
     assert run.last.data["checkpoint"] is None
+    # There was nothing to lose: the name is free.
+    assert trained(trainer, **loop, trained={"w": 9.0}, name="ill-begun").last.kind == "done"
 
 
 def test_a_loop_that_diverges_where_it_goes_on_says_that_the_save_is_at_fault(trainer: httpx.Client) -> None:

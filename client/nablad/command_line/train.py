@@ -95,6 +95,8 @@ def _left(run: Run, resume: str) -> str:
     if run.ended is None:
         return f"left; run {run.name} goes on without you"
     stopped = f"stopped at step {run.ended.step}"
+    if not run.ended.step:
+        return f"{stopped}, before the first was done; begin it again"
     if run.ended.checkpoint is None:
         return f"{stopped}; it cannot be resumed, since the server keeps no saves"
     return f"{stopped}; go on with {resume}"

@@ -16,6 +16,18 @@ Optimiser: TypeAlias = "Mapping[str, Any]"
 """`{"name": "adam", "learning_rate": 1e-3}`; a schedule is a mapping too."""
 
 
+def settings_of(optimiser: Optimiser) -> dict[str, Any]:
+    """An optimiser's travelling form.
+
+    Raises:
+        ValueError: it is a name alone, say.
+    """
+    if not isinstance(optimiser, Mapping):
+        like = '{"name": "adam", "learning_rate": 1e-3}'
+        raise ValueError(f"an optimiser is a name with its settings, {like}, not {optimiser!r}")
+    return dict(optimiser)
+
+
 @dataclass(frozen=True)
 class Subject:
     """Models and inputs that are trained, with their start values."""
@@ -115,17 +127,20 @@ def sampler(name: str, given: Mapping[str, Any], encode: Encode) -> dict[str, An
 
 
 def drawn(samplers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Stand-ins for what samplers draw, for tracing a Python function: shapes count, values do not."""
+    """Stand-ins for what samplers draw, for tracing a Python function: shapes count, values do not.
+
+    What a sampler lacks the server tells.
+    """
     inputs: dict[str, Any] = {}
     for name, given in samplers.items():
-        n = given["n"]
+        n = given.get("n", 1)
         if "data" in given:
             for member, data in given["data"].items():
                 inputs[member] = _zeros((n, *np.shape(data)[1:]))
         elif given.get("names"):
             inputs |= dict.fromkeys(given["names"], _zeros((n,)))
         else:
-            inputs[name] = _zeros((n, len(given["low"])))
+            inputs[name] = _zeros((n, len(given.get("low", ()))))
     return inputs
 
 

@@ -11,7 +11,7 @@ from nablad.errors import Diverged, NotFound
 from nablad.problems import Problem
 from nablad.question import Encode
 from nablad.training.calls import begin_run, events
-from nablad.training.description import Computation, Optimiser, Subject, drawn, sampler
+from nablad.training.description import Computation, Optimiser, Subject, drawn, sampler, settings_of
 from nablad.training.events import Event
 from nablad.training.history import History
 from nablad.training.messages import Ended, Report
@@ -34,7 +34,7 @@ class Loop:
         """The members of the request."""
         beside = {**self.subject.trained, **drawn(self.samplers)}
         given = {
-            "optimiser": None if self.optimiser is None else dict(self.optimiser),
+            "optimiser": None if self.optimiser is None else settings_of(self.optimiser),
             "steps": self.steps,
             "phases": [dict(phase) for phase in self.phases],
             **{name: value for name, value in self.settings.items() if value is not None},

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nablad.calls import Call, Calls
 from nablad.training.calls import SessionCalls, begin_session
-from nablad.training.description import Optimiser, Subject
+from nablad.training.description import Optimiser, Subject, settings_of
 from nablad.training.messages import Standing
 
 
@@ -48,7 +48,7 @@ class Opening:
             return None
         members = {
             **self.subject.members(self.calls.copied),
-            "optimiser": dict(self.optimiser),
+            "optimiser": settings_of(self.optimiser),
             "name": self.name,
             "seed": self.seed,
         }

@@ -61,6 +61,8 @@ class Runs:
         if saves is None and (request.resume or request.checkpoint_every):
             detail = "this server keeps no saves: leave out checkpoint_every and resume, or start it with"
             raise Refusal("no_checkpoints", f"{detail} --checkpoints DIR")
+        if request.resume and request.name is None:
+            raise Refusal("invalid_request", "resume goes on with the run of a name; send name too")
         name = request.name or secrets.token_hex(8)
         self._check_free(tenant, name, request)
         saved = None
@@ -190,7 +192,8 @@ class Runs:
             detail = f"'{name}' is a session; go on with it, delete it, or choose another name"
             raise Refusal("run_exists", detail)
         kept = self._parts.saves is not None and bool(self._parts.saves.steps(tenant, name))
-        if not request.resume and (run is not None or kept):
+        # One that ended before its first step has nothing that could be resumed, or lost.
+        if not request.resume and (kept or (run is not None and run.step)):
             detail = (
                 f"there is a run or a session '{name}' already; resume it, delete it, or choose another name"
             )

@@ -8,11 +8,12 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nablad import wire
 from nablad.messages import NonFinite
 from nablad.problems import Refusal
 from nablad.training.messages import (
@@ -24,7 +25,7 @@ from nablad.training.messages import (
     SessionStep,
     Standing,
 )
-from nablad_service.requests.reading import Body, decode
+from nablad_service.requests.reading import Body, decode, validated
 from nablad_service.requests.recalling import Lookups
 from nablad_service.running.off_loop import off_loop
 from nablad_service.training.labels import parameter_label
@@ -41,6 +42,7 @@ from nablad_service.training.session import Progress, Session, Timed
 from nablad_service.training.session_questions import Questions, start_of
 
 T = TypeVar("T")
+NumberedT = TypeVar("NumberedT", bound=Numbered)
 Arrays: TypeAlias = "Mapping[str, NDArray[Any]]"
 
 
@@ -178,7 +180,7 @@ class Sessions:
         self, name: str, body: Body, lookups: Lookups
     ) -> tuple[SessionGradient, Timed, NonFinite | None]:
         """`POST /v1/sessions/{name}/gradient`; the last is a diagnosis, where one is needed."""
-        request = await off_loop(len(body.data), lambda: decode(body, SessionGradient))
+        request = await self._asked(name, "gradient", body, SessionGradient)
         session = await self._memory.find(body.tenant, name)
         read = off_loop(len(body.data), lambda: session.questions.query(request, lookups.take))
         query = await _outcome(read)
@@ -196,7 +198,7 @@ class Sessions:
 
     async def step(self, name: str, body: Body) -> tuple[SessionStep, Timed]:
         """`POST /v1/sessions/{name}/step`."""
-        request = decode(body, SessionStep)
+        request = await self._asked(name, "step", body, SessionStep)
         session = await self._memory.find(body.tenant, name)
 
         async def work(turn: Turn) -> Timed:
@@ -207,7 +209,7 @@ class Sessions:
 
     async def save(self, name: str, body: Body) -> Standing:
         """`POST /v1/sessions/{name}/save`: durable on return."""
-        request = decode(body, SessionSave)
+        request = await self._asked(name, "save", body, SessionSave)
         session = await self._memory.find(body.tenant, name)
 
         async def work(turn: Turn) -> Standing:
@@ -221,7 +223,7 @@ class Sessions:
 
     async def load(self, name: str, body: Body) -> Standing:
         """`POST /v1/sessions/{name}/load`."""
-        request = decode(body, SessionLoad)
+        request = await self._asked(name, "load", body, SessionLoad)
         session = await self._memory.find(body.tenant, name)
 
         async def work(turn: Turn) -> Standing:
@@ -274,6 +276,21 @@ class Sessions:
 
         finished = await self._device.scheduler.run(work)
         return progress.accumulated, finished.result
+
+    async def _asked(self, name: str, kind: str, body: Body, message: type[NumberedT]) -> NumberedT:
+        """The call in a body; one that is refused takes its number, or those behind it would wait for it."""
+        try:
+            return await off_loop(len(body.data), lambda: decode(body, message))
+        except Refusal as error:
+            refusal = error
+        number = _number(body)
+        if number is not None:
+
+            async def refused(turn: Turn) -> NoReturn:
+                raise refusal
+
+            await self._call(await self._memory.find(body.tenant, name), kind, number, body, refused)
+        raise refusal
 
     async def _call(
         self, session: Session, kind: str, request: Numbered, body: Body, work: Callable[[Turn], Awaitable[T]]
@@ -329,6 +346,16 @@ class Sessions:
 
 def _digest(kind: str, body: Body) -> bytes:
     return hashlib.blake2b(body.data, digest_size=16, person=kind.encode()).digest()
+
+
+def _number(body: Body) -> Numbered | None:
+    """The number of a call, whatever else is wrong with it; None where that cannot be read."""
+    with suppress(Refusal):
+        structure = wire.decode_body(body.data, body.media)
+        if isinstance(structure, Mapping):
+            members = {name: structure[name] for name in Numbered.model_fields if name in structure}
+            return validated(members, Numbered)
+    return None
 
 
 async def _outcome(work: Awaitable[T]) -> Callable[[], T]:
