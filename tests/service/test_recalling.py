@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -183,3 +184,13 @@ def test_a_training_loop_through_a_socket(client: nablad.Client) -> None:
         params = {name: leaf - 0.1 * answer.gradients["params"][name] for name, leaf in params.items()}
         weight, bias = weight - 0.1 * 2 * off.T @ x / 8, bias - 0.1 * 2 * off.mean(0)
     np.testing.assert_allclose(params["layer_1.weight"], weight, rtol=1e-10)
+
+
+def test_copies_made_by_hand_are_what_the_library_would_make(readings: Readings) -> None:
+    told = Body(b"bytes", wire.FRAME, wire.JSON, "lists", "tenant", "float16", alone=True)
+    assert told.emptied() == replace(told, data=b"")
+    query = readings.query(body(request(np.zeros((1, 2)), deadline_ms=7.0)))
+    values: dict[str, Any] = {"inputs": {"x": np.ones((1, 2))}, "params": {}, "state": {}}
+    made, expected = vars(query.with_values(**values)), vars(replace(query, **values))
+    assert made.keys() == expected.keys()
+    assert all(made[name] is expected[name] for name in made)
