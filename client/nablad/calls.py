@@ -343,7 +343,9 @@ class Calls:
 def no_answer(url: str, error: httpx.TransportError) -> ConnectionFailed:
     """The exception for a call that got no answer."""
     reason = f"{type(error).__name__}: {error}"
-    return ConnectionFailed(f"no answer from {url} ({reason}); is `nablad serve` running there?")
+    patient = isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout)
+    hint = "give it more time, timeout=" if patient else "is `nablad serve` running there?"
+    return ConnectionFailed(f"no answer from {url} ({reason}); {hint}")
 
 
 def weights_of(terms: Terms | None) -> list[str] | dict[str, float]:

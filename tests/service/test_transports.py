@@ -306,6 +306,7 @@ def test_a_server_that_says_nothing_is_left_after_the_read_timeout(way: str) -> 
     ):
         one.ask()
     assert isinstance(cause(caught.value), httpx.ReadTimeout)
+    assert str(caught.value).endswith("give it more time, timeout=")
 
 
 @every_way
