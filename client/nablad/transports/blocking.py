@@ -156,7 +156,8 @@ def _drive(waiting: Waiting, sock: socket.socket, busy_poll: float = 0.0) -> Non
             if poller is None:
                 poller = select.poll()
             poller.register(sock, EVENTS[wait.what])
-            found = busy_poll and _polled(poller, busy_poll)
+            awake = busy_poll if wait.seconds is None else min(busy_poll, wait.seconds)
+            found = awake and _polled(poller, awake)
             if not found:
                 found = poller.poll(None if wait.seconds is None else wait.seconds * 1000)
             if not found:
