@@ -14,12 +14,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax
 import uvicorn
 from fastapi import FastAPI
 
 from nablad.shared_memory import SUFFIX
 from nablad_service.app import create_app
+from nablad_service.engine.executable import run_where_called
 from nablad_service.hosting.repository import Repository
 from nablad_service.settings import Settings
 from nablad_service.sockets.listening import listen_tcp, listen_unix
@@ -30,8 +30,7 @@ T = TypeVar("T")
 
 def serve(settings: Settings) -> int:
     """Serve until told to stop, and end the process with 0; returns another code where it cannot begin."""
-    # Who runs a program here waits for it: a thread of XLA's in between takes a small one twice its time.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)  # type: ignore[no-untyped-call] # JAX's
+    run_where_called()
     logging.getLogger("jax").setLevel(logging.WARNING)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
