@@ -29,7 +29,7 @@ def run_where_called() -> None:
     For callers who wait for each: a thread of XLA's in between takes a small program twice its time. Has an
     effect before JAX first computes only.
     """
-    jax.config.update("jax_cpu_enable_async_dispatch", False)  # type: ignore[no-untyped-call] # JAX's
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 @dataclass(frozen=True)
