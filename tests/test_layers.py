@@ -60,9 +60,15 @@ def test_import_rule(rule: str) -> None:
         assert not imported(file) & forbidden, file
 
 
-def test_importing_the_client_imports_nothing_heavy_and_prints_nothing() -> None:
-    heavy = ("jax", "fastapi", "equinox", "nablad_service", "nablad_models")
-    script = f"import sys, nablad; print([m for m in {heavy} if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("what", "heavy"),
+    [
+        ("nablad", ("jax", "fastapi", "equinox", "nablad_service", "nablad_models")),
+        ("nablad_service.serving", ("scipy", "matplotlib", "folx")),
+    ],
+)
+def test_importing_imports_nothing_heavy_and_prints_nothing(what: str, heavy: tuple[str, ...]) -> None:
+    script = f"import sys, {what}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert done.stderr == ""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -386,9 +389,10 @@ def test_a_batch_that_is_slower_than_one_by_one_is_not_used() -> None:
 
     company = Batched(Fake(0.0), 64, lambda executable, query, size: begun.setdefault(size, Future()))  # type: ignore[arg-type]
     queries: list[Any] = [object()] * 4
-    company.run(queries[:1])
+    for _ in range(TRIES):  # the least time counts, whatever holds up the others
+        company.run(queries[:1])
     company.count(queries)
-    begun[4].set_result(Slow(0.01))
+    begun[4].set_result(Slow(0.05))
     for _ in range(TRIES):
         assert company.count(queries) == 4
         company.run(queries)
@@ -428,11 +432,9 @@ class Crowd:
         with ThreadPoolExecutor(len(asks) + 1) as threads:
             try:
                 held = threads.submit(self.client.evaluate, "held(x)", inputs={"x": np.ones(1)}, batch=False)
-                while not self.waiting(1):
-                    assert not held.done() or held.result()
+                self.until(lambda: self.waiting(1))
                 answers = [threads.submit(ask) for ask in asks]
-                while not self.waiting(len(asks) + 1):
-                    pass
+                self.until(lambda: self.waiting(len(asks) + 1))
             finally:
                 self.held.unlink()
             held.result()
@@ -440,6 +442,11 @@ class Crowd:
 
     def waiting(self, count: int) -> bool:
         return bool(httpx.get(f"{self.url}/health/ready").json()["queue"] >= count)
+
+    def until(self, true: Callable[[], bool]) -> None:
+        ends = time.monotonic() + 60
+        while not true():
+            assert time.monotonic() < ends
 
 
 @pytest.fixture(scope="module")
@@ -502,19 +509,26 @@ def test_a_caller_that_leaves_frees_its_place(crowd: Crowd) -> None:
     with ThreadPoolExecutor(2) as threads:
         try:
             held = threads.submit(crowd.client.evaluate, "held(x)", inputs={"x": np.ones(1)}, batch=False)
-            while not crowd.waiting(1):
-                assert not held.done() or held.result()
+            crowd.until(lambda: crowd.waiting(1))
             for batch in (True, False):
-                asked = {"program": "x + 1", "inputs": {"x": 1.0}, "batch": batch}
-                with pytest.raises(httpx.ReadTimeout):
-                    httpx.post(f"{crowd.url}/v1/evaluate", json=asked, timeout=httpx.Timeout(60, read=0.3))
-                while crowd.waiting(2):  # until the server has seen it go
-                    pass
+                with asking(crowd.url, {"program": "x + 1", "inputs": {"x": 1.0}, "batch": batch}):
+                    crowd.until(lambda: crowd.waiting(2))
+                crowd.until(lambda: not crowd.waiting(2))  # the server has seen it go
         finally:
             crowd.held.unlink()
         held.result()
-    text = httpx.get(f"{crowd.url}/metrics").text
-    assert 'nablad_requests_total{endpoint="/v1/evaluate",status="499"} 2.0' in text
+    gone = 'nablad_requests_total{endpoint="/v1/evaluate",status="499"} 2.0'
+    crowd.until(lambda: gone in httpx.get(f"{crowd.url}/metrics").text)
+
+
+@contextmanager
+def asking(url: str, body: dict[str, Any]) -> Iterator[None]:
+    """A caller who sends a call, and leaves at the end of the `with`."""
+    place, data = httpx.URL(url), json.dumps(body).encode()
+    head = b"POST /v1/evaluate HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((place.host, place.port or 80), timeout=60) as connection:
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(data) + data)
+        yield
 
 
 def test_large_parameters_of_a_call_go_alone(crowd: Crowd) -> None:

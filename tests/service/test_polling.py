@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import selectors
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, get_ident
@@ -25,11 +24,9 @@ from nablad.polling import polled
 from nablad.transports import BlockingTransport, blocking
 from nablad_service.routes.hot import HotPaths
 from nablad_service.running.giving_way import GIVING_WAY
+from nablad_service.sockets import polling as server_polling
 from nablad_service.sockets.polling import BusyPolling
 from nablad_service.sockets.receiving import OPEN
-
-LONG = 30.0
-"""Seconds to poll: no pause of a busy machine is longer."""
 
 
 @pytest.fixture
@@ -37,12 +34,36 @@ def two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polling, "_processors", lambda: 2)
 
 
-def test_a_process_with_one_processor_does_not_poll(two_processors: None) -> None:
+class Clock:
+    """Stands for `time` on both ends: stands still, but for what a test adds."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(blocking, "time", clock)
+    monkeypatch.setattr(server_polling, "time", clock)
+    return clock
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are bound to processors on Linux")
+def test_where_there_is_one_processor_nobody_polls() -> None:
+    def bound() -> float:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        return polled(0.5)
+
+    with ThreadPoolExecutor(1) as thread:  # which alone is bound
+        assert thread.submit(bound).result() == 0.0
+
+
+def test_where_there_are_two_they_do(two_processors: None) -> None:
     assert polled(0.5) == 0.5
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
-    code += "; from nablad.polling import polled; print(polled(0.5))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(said.stdout) == 0.0
 
 
 def test_less_than_no_time_is_refused() -> None:
@@ -58,14 +79,18 @@ class Looking:
 
     def __init__(self, server: Scripted, busy_poll: float, monkeypatch: pytest.MonkeyPatch) -> None:
         self.http = httpx.Client(
-            base_url=server.url, timeout=2 * LONG, transport=BlockingTransport(busy_poll=busy_poll)
+            base_url=server.url, timeout=120, transport=BlockingTransport(busy_poll=busy_poll)
         )
         self.seconds: list[tuple[int, float]] = []
+        self.in_vain = Event()
         look = blocking._polled
 
         def looking(poller: Any, seconds: float) -> Any:
             self.seconds.append((get_ident(), seconds))
-            return look(poller, seconds)
+            found = look(poller, seconds)
+            if not found:
+                self.in_vain.set()
+            return found
 
         monkeypatch.setattr(blocking, "_polled", looking)
 
@@ -78,21 +103,9 @@ class Looking:
         return sum(thread == get_ident() for thread, _ in self.seconds)
 
 
-def late(*seconds: float) -> Callable[[socket.socket], None]:
-    """Answers, each after some time."""
-
-    def script(connection: socket.socket) -> None:
-        for one in seconds:
-            read_request(connection)
-            time.sleep(one)
-            connection.sendall(plain(b"hello"))
-
-    return script
-
-
-@pytest.mark.parametrize(("busy_poll", "looks"), [(LONG, True), (0.0, False)])
+@pytest.mark.parametrize(("busy_poll", "looks"), [(0.5, True), (0.0, False)])
 def test_a_client_polls_where_the_last_answer_was_prompt(
-    busy_poll: float, looks: bool, two_processors: None, monkeypatch: pytest.MonkeyPatch
+    busy_poll: float, looks: bool, clock: Clock, two_processors: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with scripted(says(plain(b"hello"))) as server:
         client = Looking(server, busy_poll, monkeypatch)
@@ -102,31 +115,43 @@ def test_a_client_polls_where_the_last_answer_was_prompt(
 
 
 def test_a_client_that_polled_in_vain_sleeps_then_and_the_next_time(
-    two_processors: None, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, two_processors: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with scripted(late(0, 1.5, 0, 0)) as server:
-        client = Looking(server, 1.0, monkeypatch)
+    def script(connection: socket.socket) -> None:
+        for late in (False, True, False, False):
+            read_request(connection)
+            while late and not client.in_vain.wait(0.001):
+                clock.now += 1.0
+            connection.sendall(plain(b"hello"))
+
+    with scripted(script) as server:
+        client = Looking(server, 0.5, monkeypatch)
         assert [client.looks() for _ in range(4)] == [False, True, False, True]
         client.http.close()
 
 
 def test_a_timeout_holds_where_a_client_polls(two_processors: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    with scripted(late(0, 3)) as server:
-        client = Looking(server, LONG, monkeypatch)
+    def once(connection: socket.socket) -> None:
+        says(plain(b"hello"), times=1)(connection)
+        read_request(connection)
+        assert connection.recv(1) == b""  # and the connection is closed
+
+    with scripted(once) as server:
+        client = Looking(server, 60.0, monkeypatch)
         assert not client.looks()
         with pytest.raises(httpx.ReadTimeout):
-            client.looks(timeout=0.2)
-        assert client.seconds
+            client.looks(timeout=httpx.Timeout(60, read=0.1))
+        assert client.in_vain.is_set()
         client.http.close()
 
 
 def test_a_client_with_several_calls_under_way_does_not_poll(
-    two_processors: None, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, two_processors: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, go = Event(), Event()
 
     def held(connection: socket.socket) -> None:
-        late(0)(connection)
+        says(plain(b"hello"), times=1)(connection)
         read_request(connection)
         asked.set()
         go.wait(60)
@@ -134,7 +159,7 @@ def test_a_client_with_several_calls_under_way_does_not_poll(
         says(plain(b"hello"))(connection)
 
     with scripted(held, says(plain(b"hello"))) as server, ThreadPoolExecutor(1) as pool:
-        client = Looking(server, LONG, monkeypatch)
+        client = Looking(server, 0.5, monkeypatch)
         assert not client.looks()
         other = pool.submit(client.looks)
         assert asked.wait(60)
@@ -149,12 +174,19 @@ def test_a_client_with_several_calls_under_way_does_not_poll(
 
 
 class Selector(selectors.DefaultSelector):
-    """One that says whether the event loop slept."""
+    """Tells whether its event loop goes to sleep, or looks and looks."""
 
-    slept = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+        self.asked: asyncio.Future[bool] | None = None
 
     def select(self, timeout: float | None = None) -> Any:
-        self.slept = self.slept or timeout is None or timeout > 0
+        sleeps = timeout is None or timeout > 0
+        self.looks += 1
+        if self.asked and not self.asked.done() and (sleeps or self.looks > 100):
+            self.asked.set_result(not sleeps)
+            timeout = 0
         return super().select(timeout)
 
 
@@ -162,13 +194,12 @@ Scenario = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
 
 def on_a_loop(scenario: Scenario) -> None:
-    """Run it on an event loop; what it is given tells whether the loop stays awake for a moment."""
+    """Run it on an event loop; what it is given tells whether the loop stays awake for nothing."""
     selector = Selector()
 
     async def awake() -> bool:
-        selector.slept = False
-        await asyncio.sleep(0.02)
-        return not selector.slept
+        selector.looks, selector.asked = 0, asyncio.get_running_loop().create_future()
+        return await selector.asked
 
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
         runner.run(scenario(awake))  # type: ignore[arg-type] # each is a coroutine
@@ -179,9 +210,9 @@ def exchange(server: BusyPolling, *, alone: bool = True) -> None:
     server.answered(alone=alone)
 
 
-def test_a_server_polls_where_a_lone_caller_asks_again_at_once(two_processors: None) -> None:
+def test_a_server_polls_where_a_lone_caller_asks_again_at_once(clock: Clock, two_processors: None) -> None:
     async def scenario(awake: Callable[[], Awaitable[bool]]) -> None:
-        server = BusyPolling(LONG)
+        server = BusyPolling(0.5)
         exchange(server)
         assert not await awake()
         exchange(server)
@@ -200,13 +231,13 @@ def test_a_server_polls_where_a_lone_caller_asks_again_at_once(two_processors: N
     on_a_loop(scenario)
 
 
-def test_a_server_stops_polling_when_nobody_asks(two_processors: None) -> None:
+def test_a_server_stops_polling_when_nobody_asks(clock: Clock, two_processors: None) -> None:
     async def scenario(awake: Callable[[], Awaitable[bool]]) -> None:
         server = BusyPolling(0.5)
         exchange(server)
         exchange(server)
         assert await awake()
-        await asyncio.sleep(0.6)
+        clock.now += 0.6
         assert not await awake()
         # It came late: the one behind it is not expected soon.
         exchange(server)
@@ -215,10 +246,10 @@ def test_a_server_stops_polling_when_nobody_asks(two_processors: None) -> None:
     on_a_loop(scenario)
 
 
-def test_a_server_that_shall_not_poll_or_that_traces_does_not(two_processors: None) -> None:
+def test_a_server_that_shall_not_poll_or_that_traces_does_not(clock: Clock, two_processors: None) -> None:
     async def scenario(awake: Callable[[], Awaitable[bool]]) -> None:
         never = BusyPolling(0.0)
-        server = BusyPolling(LONG)
+        server = BusyPolling(0.5)
         for _ in range(3):
             exchange(never)
         assert not await awake()
@@ -236,7 +267,7 @@ def test_a_server_that_shall_not_poll_or_that_traces_does_not(two_processors: No
     on_a_loop(scenario)
 
 
-def test_requests_of_hot_paths_are_those_that_count(two_processors: None) -> None:
+def test_requests_of_hot_paths_are_those_that_count(clock: Clock, two_processors: None) -> None:
     async def endpoint(request: Request) -> Response:
         return Response(b"hello")
 
@@ -247,7 +278,7 @@ def test_requests_of_hot_paths_are_those_that_count(two_processors: None) -> Non
         pass
 
     async def scenario(awake: Callable[[], Awaitable[bool]]) -> None:
-        app = HotPaths(anything, {"/hot": endpoint}, lambda refusal: Response(), busy_poll=LONG)
+        app = HotPaths(anything, {"/hot": endpoint}, lambda refusal: Response(), busy_poll=0.5)
 
         async def ask(path: str, requests: int = 1) -> None:
             scope = {"type": "http", "method": "POST", "path": path, "headers": []}

@@ -225,7 +225,8 @@ def test_a_session_and_a_run_go_on_after_a_crash_to_the_same_numbers(tmp_path: P
     asked: dict[str, Any] = {"model": "net", "optimiser": ADAM, "steps": 20_000, "report_every": 2000}
     asked |= {"samplers": {"x": points}, "resample_every": 500, "checkpoint_every": 2000}
     loss = "mean((model(x) - sin(x[:, :1]))**2)"
-    with restarting(tmp_path) as server, nablad.Client(server.url) as client:
+    cache = ("--cache", str(tmp_path / "cache"))
+    with restarting(tmp_path, *cache) as server, nablad.Client(server.url) as client:
         client.create_model("net", {"layers": [{"dense": [2, 8], "activation": "tanh"}, {"dense": [8, 1]}]})
         by_steps, restored = stepwise(client, lambda step: None)
         assert restored == []

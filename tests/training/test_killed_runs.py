@@ -61,7 +61,8 @@ def test_killed_and_resumed_it_ends_at_the_same_numbers(trainer: httpx.Client, t
                 threading.Event().wait(moments.uniform(0, 0.03))
                 server.kill()
             reports |= told(run)
-            saved = run.of("checkpoint")[-1]["step"]
+            # None of this turn, where the machine was so busy that the run was over before the kill.
+            saved = max([saved, *(one["step"] for one in run.of("checkpoint"))])
     expected = told(whole)
     assert all(expected[step] == value for step, value in reports.items())
     for leaf, one in params_of(trainer, whole.name)["params"]["model"].items():

@@ -89,8 +89,8 @@ def test_one_that_is_listened_to_again_in_time_goes_on(app: tuple[FastAPI, httpx
     made, http = app
     made.state.runs.patience = 60.0
     begun(http, name="again")
-    made.state.runs.patience = 0.05
     with http.stream("GET", "/v1/train/again/events") as response:
+        made.state.runs.patience = 0.05
         events = events_of(response.iter_lines())
         steps = [next(event for event in events if event.kind == "report").data["step"] for _ in range(5)]
     assert steps == [1, 1000, 2000, 3000, 4000]

@@ -1,15 +1,42 @@
-"""The order of a session's calls, on an event loop of the test's own."""
+"""The order of a session's calls, on an event loop whose time goes on where it has nothing else to do."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import selectors
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 
 from nablad.problems import Refusal
 from nablad_service.training.order import AHEAD, Order, Turn, Work
+
+
+class Jumping(selectors.DefaultSelector):
+    """Where its loop would sleep, it is later at once."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        assert timeout is not None, "nothing happens any more"
+        self.now += timeout
+        return super().select(0)
+
+
+class OwnTime(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self._jumping = Jumping()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return self._jumping.now
+
+
+def run(scenario: Coroutine[Any, Any, Any]) -> Any:
+    with asyncio.Runner(loop_factory=OwnTime) as runner:
+        return runner.run(scenario)
 
 
 def order(done: int = 0, patience: float = 60.0) -> Order:
@@ -35,7 +62,7 @@ def test_calls_are_done_in_the_order_of_their_numbers() -> None:
         assert await asyncio.gather(*given) == [3, 1, 4, 2]
         return log
 
-    assert asyncio.run(scenario()) == [1, 2, 3, 4]
+    assert run(scenario()) == [1, 2, 3, 4]
 
 
 def test_a_call_that_comes_again_is_answered_again_and_not_done_again() -> None:
@@ -54,7 +81,7 @@ def test_a_call_that_comes_again_is_answered_again_and_not_done_again() -> None:
         assert await first == await again == await calls.call(1, b"same", slow) == "done"
         assert log == [1]
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_call_is_done_though_its_caller_leaves() -> None:
@@ -67,7 +94,7 @@ def test_a_call_is_done_though_its_caller_leaves() -> None:
         assert await calls.call(2, b"", telling(log, 2)) == 2
         assert log == [1, 2]
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_refused_call_has_been_done_too() -> None:
@@ -84,7 +111,7 @@ def test_a_refused_call_has_been_done_too() -> None:
         assert await calls.call(2, b"", telling(log, 2)) == 2
         assert log == [1, 2]
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 @pytest.mark.parametrize("code", ["overloaded", "stopping", "unknown_handle"])
@@ -102,7 +129,7 @@ def test_a_call_that_may_be_sent_again_takes_no_number(code: str) -> None:
         assert await behind == 2
         assert log == [1, 2]
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_call_waits_only_so_long_for_one_that_does_not_come() -> None:
@@ -113,7 +140,7 @@ def test_a_call_waits_only_so_long_for_one_that_does_not_come() -> None:
         assert await calls.call(5, b"", telling(log, 5)) == 5
         assert await calls.call(6, b"", telling(log, 6)) == 6
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_call_waits_as_long_as_it_takes_for_one_that_runs() -> None:
@@ -130,7 +157,7 @@ def test_a_call_waits_as_long_as_it_takes_for_one_that_runs() -> None:
         go.set()
         assert await second == 2
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_numbers_that_cannot_be_are_refused_with_where_it_stands() -> None:
@@ -155,7 +182,7 @@ def test_numbers_that_cannot_be_are_refused_with_where_it_stands() -> None:
             await calls.call(far, b"", telling(log, 0))
         assert log == list(range(1, last + 1))
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_patience_begins_with_a_call_that_waits_for_a_missing_one() -> None:
@@ -178,7 +205,7 @@ def test_patience_begins_with_a_call_that_waits_for_a_missing_one() -> None:
         with refused("sequence", "call 4 waited 0.01 s for call 3, which did not come"):
             await fourth
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_call_that_has_begun_waits_once_for_one_before_it_that_gave_its_number_back() -> None:
@@ -208,7 +235,7 @@ def test_a_call_that_has_begun_waits_once_for_one_before_it_that_gave_its_number
         await asyncio.gather(*again)
         assert (tries, calls.done) == (2, 2)
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_where_the_server_stops_nobody_waits_for_what_will_not_come() -> None:
@@ -230,7 +257,7 @@ def test_where_the_server_stops_nobody_waits_for_what_will_not_come() -> None:
         with refused("stopping", "call 2 before this one has not come"):
             await calls.call(4, b"", telling(log, 4))
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 class Device:
@@ -278,7 +305,7 @@ def test_the_next_call_begins_when_it_may_and_no_other_before() -> None:
         assert await asyncio.gather(*tasks) == [4, 3, 2, 1]
         assert device.done == [1, 2, 3, 4]
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_call_that_has_to_be_alone_waits_for_those_before_and_keeps_those_behind() -> None:
@@ -301,7 +328,7 @@ def test_a_call_that_has_to_be_alone_waits_for_those_before_and_keeps_those_behi
         await asyncio.gather(first, saving, third)
         assert log == ["after 1", "began [1]"]
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_call_that_gives_its_number_back_takes_the_one_behind_it_along() -> None:
@@ -322,7 +349,7 @@ def test_a_call_that_gives_its_number_back_takes_the_one_behind_it_along() -> No
         assert await asyncio.gather(*again, tasks[2]) == [2, 1, 3]
         assert device.done == [1, 2, 3]
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_call_that_fails_leaves_those_that_have_begun() -> None:
@@ -338,4 +365,4 @@ def test_a_call_that_fails_leaves_those_that_have_begun() -> None:
         assert await tasks[1] == 2
         assert calls.done == 2
 
-    asyncio.run(scenario())
+    run(scenario())
