@@ -283,15 +283,18 @@ def test_a_thread_behind_lets_go_of_python_while_requests_come_in(monkeypatch: p
 
     def work() -> list[float]:
         found, kept = [], []
-        for lately in (60.0, 0.0):
+        for lately, wanted in ((60.0, usual[0]), (0.0, EAGER)):
             monkeypatch.setattr(giving_way, "LATELY", lately)
-            kept += [[number] for number in range(2 * FEW)]
+            for _ in range(10_000):  # where another thread collects just then, a collection does nothing
+                kept += [[number] for number in range(2 * FEW)]
+                if sys.getswitchinterval() == pytest.approx(wanted):
+                    break
             found.append(sys.getswitchinterval())
         return found
 
     try:
         GIVING_WAY.called()
-        assert behind.submit(work).result(10) == pytest.approx([usual[0], EAGER])
+        assert behind.submit(work).result(60) == pytest.approx([usual[0], EAGER])
         assert (sys.getswitchinterval(), gc.get_threshold()) == usual
     finally:
         behind.close()
