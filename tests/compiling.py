@@ -1,4 +1,4 @@
-"""How much XLA optimizes: little in tests, where a program runs once or twice, and all where that is tested."""
+"""How much XLA optimizes: little where a program runs once or twice, all of it where that is tested."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-# What a flag is in tests, and what it is where nobody sets it. Without them, compiling takes seven times as long.
+# What a flag is in tests, and what it is unless set. Without them, compiling takes seven times as long.
 FLAGS: dict[str, tuple[Any, Any]] = {
     "xla_backend_optimization_level": (0, 3),
     "xla_llvm_disable_expensive_passes": (True, False),
@@ -30,12 +30,12 @@ def quickly() -> None:
 
 @contextmanager
 def as_served() -> Iterator[None]:
-    """The engine, and servers that start inside, compile with all of XLA's optimizations, as the service does."""
+    """The engine, and servers that start inside, compile with all of XLA's optimizations."""
     import jax
 
-    compile = jax.stages.Lowered.compile
+    plainly = jax.stages.Lowered.compile
     served = {name: value for name, (_, value) in FLAGS.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("XLA_FLAGS")
-        patch.setattr(jax.stages.Lowered, "compile", lambda lowered: compile(lowered, served))
+        patch.setattr(jax.stages.Lowered, "compile", lambda lowered: plainly(lowered, served))
         yield
