@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from compiling import quickly
 
 import nablad
+
+quickly()
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,17 @@
-"""Programs of these tests run once or twice: most of the time would go into making them fast."""
+"""What is tested with all of XLA's optimizations, as the service compiles."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
-import jax
 import pytest
+from compiling import as_served
 
 
 @pytest.fixture(autouse=True)
-def compiled_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
-    """XLA leaves out its dear optimizations, as in JAX's own tests.
-
-    Not where they are what is tested: the digits that float32 keeps, and what is marked `as_served`.
-    """
-    if "float32" in request.node.name or request.node.get_closest_marker("as_served"):
+def as_served_where_asked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The digits that float32 keeps, and what is marked `as_served`."""
+    asked = "float32" in request.node.name or request.node.get_closest_marker("as_served")
+    with as_served() if asked else nullcontext():
         yield
-        return
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

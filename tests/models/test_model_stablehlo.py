@@ -1,6 +1,6 @@
 """An artifact is the function it was exported from: values, and derivatives in any nesting with vmap."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,6 +12,10 @@ import pytest
 
 from nablad.problems import Refusal
 from nablad_models import export_model, load_exported
+from nablad_models.stablehlo import model as hosting
+from nablad_models.stablehlo.code import check_code
+from nablad_models.stablehlo.examination import examine
+from nablad_models.stablehlo.reading import read
 
 pytest.importorskip("flatbuffers")
 
@@ -37,6 +41,14 @@ MLP_PARAMS = {
 CONV_PARAMS = {"kernel": RNG.normal(size=(3, 1, 3, 3)), "w": RNG.normal(size=(27, 1))}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def examined_here() -> Iterator[None]:
+    """What the child would look at is looked at in this process: starting one takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hosting, "examine", lambda data, seconds: check_code(read(data)))
+        yield
+
+
 @dataclass(frozen=True)
 class Pair:
     """The artifact and the function it was made from, called alike: `f(params, x)`, x with any batch axes."""
@@ -55,9 +67,12 @@ class Pair:
             np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
+KINDS = {"mlp": (mlp, MLP_PARAMS, X), "conv": (conv, CONV_PARAMS, IMAGES)}
+
+
 @cache
 def pair(kind: str, dtype: str, order: int) -> Pair:
-    function, params, x = {"mlp": (mlp, MLP_PARAMS, X), "conv": (conv, CONV_PARAMS, IMAGES)}[kind]
+    function, params, x = KINDS[kind]
     params, x = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, x))
     data = export_model(function, params, {"x": x[0]}, derivative_order=order)
     model = load_exported(data, max_bytes=2**20)
@@ -80,6 +95,12 @@ def pair(kind: str, dtype: str, order: int) -> Pair:
 @pytest.fixture(scope="module", params=["mlp", "conv"])
 def both(request: pytest.FixtureRequest) -> Pair:
     return pair(request.param, "float64", 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_process_that_tries_artifacts_lets_them_pass(kind: str) -> None:
+    function, params, x = KINDS[kind]
+    examine(export_model(function, params, {"x": x[0]}, derivative_order=2))
 
 
 def test_an_artifact_knows_its_names_shapes_and_order() -> None:
@@ -120,24 +141,27 @@ def test_the_gradient_of_a_mapped_gradient(both: Pair) -> None:
 
 
 def test_jacobians_by_mapped_pullbacks(both: Pair) -> None:
-    both.agree(lambda f: jax.jacrev(lambda x: f(both.params, x))(both.x))
-    both.agree(lambda f: jax.jacrev(lambda p: f(p, both.x))(both.params))
+    both.agree(lambda f: jax.jit(jax.jacrev(lambda x: f(both.params, x)))(both.x))
+    both.agree(lambda f: jax.jit(jax.jacrev(lambda p: f(p, both.x)))(both.params))
 
 
 def test_the_gradients_of_each_example(both: Pair) -> None:
-    both.agree(lambda f: jax.vmap(jax.grad(lambda p, x: f(p, x)[0]), (None, 0))(both.params, both.x))
+    def of_each(f: Any) -> Any:
+        return jax.vmap(jax.grad(lambda p, x: f(p, x)[0]), (None, 0))
+
+    both.agree(lambda f: jax.jit(of_each(f))(both.params, both.x))
 
 
 def test_mapped_parameters(both: Pair) -> None:
     many = jax.tree.map(lambda leaf: np.stack([leaf, 2 * leaf, -leaf]), both.params)
-    both.agree(lambda f: jax.vmap(f, (0, None))(many, both.x))
-    both.agree(lambda f: jax.grad(lambda p: jnp.sum(jax.vmap(f, (0, None))(p, both.x) ** 2))(many))
+    both.agree(lambda f: jax.jit(jax.vmap(f, (0, None)))(many, both.x))
+    both.agree(lambda f: jax.jit(jax.grad(lambda p: jnp.sum(jax.vmap(f, (0, None))(p, both.x) ** 2)))(many))
 
 
 def test_maps_in_maps(both: Pair) -> None:
     x = np.stack([both.x, both.x + 1])
-    both.agree(lambda f: jax.vmap(jax.vmap(jax.grad(lambda x: f(both.params, x)[0])))(x))
-    both.agree(lambda f: jax.vmap(lambda x: f(both.params, x), in_axes=1, out_axes=1)(x))
+    both.agree(lambda f: jax.jit(jax.vmap(jax.vmap(jax.grad(lambda x: f(both.params, x)[0]))))(x))
+    both.agree(lambda f: jax.jit(jax.vmap(lambda x: f(both.params, x), in_axes=1, out_axes=1))(x))
 
 
 def test_inside_scan_and_checkpoint(both: Pair) -> None:

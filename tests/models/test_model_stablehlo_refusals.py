@@ -221,9 +221,9 @@ def test_flipped_bytes_pass_or_are_refused_whatever_they_do_to_the_child(seed: i
     data = bytearray(serialized(exported(), 1))
     for _ in range(4):
         data[rng.randrange(len(data))] = rng.randrange(256)
-    # Bits of a constant, or of a name, make another artifact rather than none.
+    # Bits of a constant, or of a name, make another artifact rather than none; some keep the child for ever.
     with contextlib.suppress(Refusal):
-        assert load_exported(bytes(data), max_bytes=len(data)).derivative_order <= 1
+        assert load_exported(bytes(data), max_bytes=len(data), seconds=20).derivative_order <= 1
 
 
 def test_a_child_that_dies_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,9 +98,7 @@ def by_hand(program: Program, seed: int) -> Any:
     known |= {f"{name}.params": parameters()[name] for name in models_of(program)}
     wrt = {name: known[name] for name in reached(program)}
     loss = loss_by_hand(program, MODELS)
-    compute = jax.jit(jax.value_and_grad(lambda wrt: loss({**known, **wrt}))).lower(wrt)
-    # Run once: what the compiler would spend on speed is lost.
-    return compute.compile(compiler_options={"xla_backend_optimization_level": 0})(wrt)
+    return jax.jit(jax.value_and_grad(lambda wrt: loss({**known, **wrt})))(wrt)
 
 
 def largest(tree: Any) -> float:

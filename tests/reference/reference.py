@@ -28,8 +28,6 @@ WAYS: list[dict[str, Any]] = [
     {"examples_at_once": 2},
 ]
 """Plans that must give the same numbers as the server's own choice."""
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""XLA spends most of a test's time making code fast that runs once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +157,7 @@ def compiled(case: Case) -> Callable[..., Any]:
         trees = [next(iter(params.values())) if len(params) == 1 else params] if params else []
         return case.by_hand(*trees, **inputs)
 
-    return jax.jit(jax.value_and_grad(replaced, has_aux=True), compiler_options=QUICKLY)
+    return jax.jit(jax.value_and_grad(replaced, has_aux=True))
 
 
 def read(params: Tree, inputs: Tree, entry: str) -> Tree:
