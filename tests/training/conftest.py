@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -23,10 +24,9 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     from local_server import local_server
 
     folder = tmp_path_factory.mktemp("saves")
-    with (
-        as_served(),
-        local_server("--checkpoints", str(folder), "--saves-kept", "3") as url,
-        httpx.Client(base_url=url, timeout=120) as http,
-    ):
+    with ExitStack() as stack:
+        with as_served():  # until it runs: each test here does the same for itself
+            url = stack.enter_context(local_server("--checkpoints", str(folder), "--saves-kept", "3"))
+        http = stack.enter_context(httpx.Client(base_url=url, timeout=120))
         http.put("/v1/models/net", json={"architecture": ARCHITECTURE, "seed": 1}).raise_for_status()
         yield http
