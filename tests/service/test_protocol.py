@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import Response, StreamingResponse
 
 from nablad.blocks import Blocks
 from nablad_service.app import create_app
@@ -25,6 +26,8 @@ from nablad_service.sockets.protocol import ReceivingProtocol
 from nablad_service.sockets.receiving import WORTH, receiver
 
 LIMIT = 40 * WORTH
+LATE = 60.0
+"""Seconds after which a stream has something to say."""
 SIZES = [0, 1, 1000, WORTH - 1, WORTH, WORTH + 1, 7 * WORTH + 13, LIMIT]
 
 
@@ -40,6 +43,18 @@ def digests() -> FastAPI:
         body = np.frombuffer((await read_body(request)).data, np.uint8)
         found = {"digest": hashlib.sha256(body).hexdigest(), "in_place": in_place}
         return Response(json.dumps({**found, "aligned": body.ctypes.data % 64 == 0}))
+
+    @app.head("/head")
+    async def head() -> Response:
+        return Response(headers={"content-length": "1000"})
+
+    @app.get("/stream")
+    async def stream() -> Response:
+        async def late() -> AsyncIterator[bytes]:
+            await asyncio.sleep(LATE)
+            yield b"late"
+
+        return StreamingResponse(late())
 
     return app
 
@@ -192,3 +207,12 @@ def test_a_caller_that_sent_half_and_listens_is_told(connection: Connection) -> 
     connection.socket.shutdown(socket.SHUT_WR)
     # Either an answer that says so or the end of the connection; never a result.
     assert not connection.socket.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("asked", ["HEAD /head", "GET /stream"])
+def test_heads_that_no_body_follows_do_not_wait_for_one(connection: Connection, asked: str) -> None:
+    connection.sendall(f"{asked} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += connection.socket.recv(1)
+    assert head.startswith(b"HTTP/1.1 200")

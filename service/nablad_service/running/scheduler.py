@@ -1,8 +1,8 @@
 """One device, one thread: work waits its turn in a bounded queue. Knows neither HTTP nor JAX.
 
 Calls that can be computed together wait in a group of their own and are taken together when the device is
-free. Nobody waits for company: the first to come queues for a turn, and whoever has joined the group when
-that turn comes is taken with it.
+free. Nobody waits for company that is not there: the first to come queues for a turn, and whoever has joined
+the group when that turn comes is taken with it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from nablad.problems import Refusal
 from nablad_service.running.watched_threads import Overrun, Stuck, WatchedThreads
@@ -28,8 +28,7 @@ OCCUPIED = "the device is occupied by a run that does not end, and nothing else 
 """For callers and for `/health/ready` alike."""
 
 
-@dataclass(frozen=True)
-class Finished(Generic[T]):
+class Finished(NamedTuple, Generic[T]):
     """A result, how long it waited and how long it ran, in seconds, and how many calls ran together."""
 
     result: T
@@ -181,7 +180,9 @@ class Scheduler:
                 new = self._groups[key] = _Group(key, company, loop)
                 new.waiting.append(member)
         if group is None:
-            self._queue(new)
+            # When the event loop has done what it has before it: calls that came together are all there then,
+            # and the device's thread does not want Python while they are read.
+            loop.call_soon(self._queue, new)
         try:
             return await member.future
         except asyncio.CancelledError:

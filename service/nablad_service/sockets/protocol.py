@@ -17,6 +17,7 @@ from nablad_service.sockets.receiving import OPEN, RECEIVE_INTO
 
 SMALL = 64 * 1024
 """Bytes that are joined to be written at once."""
+LENGTH = b"\r\ncontent-length: "
 
 
 class ReceivingProtocol(HttpToolsProtocol):
@@ -27,7 +28,8 @@ class ReceivingProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         # A pipelined request waits for the one before it: its body comes in the usual way.
         if self.cycle is not before and (before is None or before.response_complete):
-            self.cycle.transport = HeadWithBody(self.transport)  # type: ignore[assignment] # all that it uses
+            if self.scope["method"] != "HEAD":
+                self.cycle.transport = HeadWithBody(self.transport)  # type: ignore[assignment] # all that it uses
             self.scope["extensions"] = {RECEIVE_INTO: self._receive_into, OPEN: self.tasks}  # type: ignore[dict-item] # no dicts
 
     async def _receive_into(self, block: memoryview) -> int:
@@ -71,6 +73,7 @@ class HeadWithBody:
     """The transport of an answer: its head goes out with the beginning of its body, in one segment.
 
     uvicorn writes them one by one; the caller would be woken for the head, and wait once more for the body.
+    An answer of unknown length is a stream, whose body may be long in coming: its head does not wait for it.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -85,8 +88,8 @@ class HeadWithBody:
             self._transport.write(data)
         elif not self._head:
             self._head = bytes(data)
-            # Where no body follows at once, the head does not wait for it.
-            asyncio.get_running_loop().call_soon(self._flush)
+            if LENGTH not in self._head:
+                self._flush()
         elif len(data) <= SMALL:
             head, self._head = self._head, None
             self._transport.write(head + data)
