@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from nablad import __version__
 from nablad.blocks import Blocks
@@ -32,7 +31,9 @@ from nablad_service.routes import health, models, operators, programs, sessions,
 from nablad_service.routes import metrics as counters
 from nablad_service.routes.compression import CompressedAnswers
 from nablad_service.routes.counting import Counting
-from nablad_service.routes.hot import HotPaths
+from nablad_service.routes.failures import Failures
+from nablad_service.routes.hot import Endpoint, HotPaths
+from nablad_service.routes.leaving import Callers
 from nablad_service.routes.problems import problem
 from nablad_service.routes.schema import openapi
 from nablad_service.routes.shared_memory import SharedBodies
@@ -50,13 +51,35 @@ from nablad_service.training.session import Device, Session
 from nablad_service.training.sessions import Sessions
 from nablad_service.training.stages import CompiledLoops
 
-log = logging.getLogger("nablad")
-
 DESCRIPTION = """
 Gradients of losses that contain derivatives. Host a model with `PUT /v1/models/{name}`, then send a loss to
 `POST /v1/gradient`. Bodies are JSON or msgpack by `Content-Type` and `Accept`; refusals are RFC 9457 problem
 documents with a stable `code`, and `where` for places in a program's text.
 """
+
+HOT: Mapping[str, Endpoint] = {
+    "/v1/gradient": programs.gradient,
+    "/v1/evaluate": programs.evaluate,
+    "/v1/sessions/{name}/gradient": sessions.gradient,
+    "/v1/sessions/{name}/step": sessions.step,
+}
+"""Endpoints that calls come to in crowds."""
+
+
+class Application(FastAPI):
+    """FastAPI behind the hot paths, once there are any."""
+
+    hot: HotPaths | None = None
+
+    def traced(self) -> bool:
+        """Whether FastAPI tells OpenTelemetry of requests; then it must see them all."""
+        telemetry = getattr(self, "_native_telemetry", None)  # FastAPI has no public word for it
+        return telemetry is not None and telemetry.enabled()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self
+        if self.hot is None or not await self.hot.answered(scope, receive, send):
+            await super().__call__(scope, receive, send)
 
 
 def create_app(
@@ -65,7 +88,7 @@ def create_app(
     repository: Repository | None = None,
     saves: Saves | None = None,
     memory: socket.socket | None = None,
-) -> FastAPI:
+) -> Application:
     """The service as an ASGI application; nothing starts before its lifespan does.
 
     A `repository` or `saves` that are open already are taken over; else the lifespan opens those that the
@@ -76,7 +99,7 @@ def create_app(
     metrics = Metrics()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Application) -> AsyncIterator[None]:
         kept = repository
         if kept is None and settings.repository is not None:
             kept = Repository.open(Path(settings.repository))
@@ -182,6 +205,8 @@ def create_app(
             app.state.memory = SharedMemory(memory, settings.max_body_bytes)
             app.state.memory.start()
         settle()
+        if not app.traced():
+            app.hot = HotPaths(HOT, metrics, settings.busy_poll_seconds)
         app.state.ready = True
         yield
         app.state.ready = False
@@ -198,7 +223,7 @@ def create_app(
         if kept is not None:
             kept.close()
 
-    app = FastAPI(
+    app = Application(
         title="nablad", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None
     )
     app.state.metrics = metrics
@@ -208,17 +233,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.state.memory = None
     app.state.blocks = Blocks()
-    app.add_middleware(
-        HotPaths,
-        endpoints={
-            "/v1/gradient": programs.gradient,
-            "/v1/evaluate": programs.evaluate,
-            "/v1/sessions/{name}/gradient": sessions.gradient,
-            "/v1/sessions/{name}/step": sessions.step,
-        },
-        refuse=problem,
-        busy_poll=settings.busy_poll_seconds,
-    )
+    app.state.callers = Callers()
     app.add_middleware(CompressedAnswers)
     app.add_middleware(SharedBodies)
     app.add_middleware(Failures)
@@ -240,27 +255,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
         refused.headers["Allow"] = (error.headers or {}).get("Allow", "")
         return refused
     return problem(Refusal("unknown_path", f"there is nothing at {request.url.path}; see /docs"))
-
-
-class Failures:
-    """Answers what nobody foresaw; raised past the application it would cost the connection too."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def sending(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, sending)
-        except Exception as error:
-            if scope["type"] != "http" or started:
-                raise
-            log.exception("%s %s failed", scope["method"], scope["path"])
-            detail = f"the server failed ({type(error).__name__}); its log says more"
-            await problem(Refusal("internal", detail))(scope, receive, send)

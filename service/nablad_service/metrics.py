@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
 from nablad_service.running.collecting import settle
+from nablad_service.tallies import Spread, Tally
 
 T = TypeVar("T")
 
@@ -22,21 +23,18 @@ CALLS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """The counters of one application; safe to use from several threads."""
+    """The counters of one application. Tallies and spreads are the event loop's, the others anybody's."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
+        self._requests = Tally(
             "nablad_requests", "Requests answered.", ["endpoint", "status"], registry=registry
         )
         self.refusals = Counter("nablad_refusals", "Problem documents sent.", ["code"], registry=registry)
-        self.received = Counter("nablad_received_bytes", "Bytes of request bodies.", registry=registry)
-        self.sent = Counter("nablad_sent_bytes", "Bytes of answers.", registry=registry)
-        self.queue = Histogram(
-            "nablad_queue_seconds",
-            "Time that a call waited for the device.",
-            buckets=SECONDS,
-            registry=registry,
+        self.received = Tally("nablad_received_bytes", "Bytes of request bodies.", registry=registry)
+        self._sent = Tally("nablad_sent_bytes", "Bytes of answers.", registry=registry)
+        self.queue = Spread(
+            "nablad_queue_seconds", "Time that a call waited for the device.", SECONDS, registry=registry
         )
         self.device = Histogram(
             "nablad_device_seconds", "Time of one run on the device.", buckets=SECONDS, registry=registry
@@ -54,7 +52,7 @@ class Metrics:
             buckets=COMPILE_SECONDS,
             registry=registry,
         )
-        programs = Counter(
+        self.programs = Tally(
             "nablad_programs",
             "Calls whose program was compiled already (hit), and that had to wait for it (miss).",
             ["cache"],
@@ -68,7 +66,13 @@ class Metrics:
         )
         for outcome in ("hit", "miss"):
             self._disk.labels(outcome)
-        self.program_hits, self.program_misses = programs.labels("hit"), programs.labels("miss")
+            self.programs.add(0, outcome)
+
+    def answered(self, endpoint: str, status: int, received: int, sent: int) -> None:
+        """Note a request that has its answer: its path as declared, and the bytes of the two bodies."""
+        self._requests.add(1, endpoint, status)
+        self.received.add(received)
+        self._sent.add(sent)
 
     def compiling(self, kind: str, work: Callable[[], T]) -> Callable[[], T]:
         """`work`, a compilation of some kind, timed; what it made is settled for the garbage collector."""

@@ -10,14 +10,14 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from nablad import wire
 from nablad.frame import Buffer
-from nablad.messages import Timing, Warming
+from nablad.messages import Warming
 from nablad.problems import Refusal
 from nablad_service.answers.answering import Answers
+from nablad_service.answers.timing import Timing
 from nablad_service.engine.buckets import InBucket
 from nablad_service.engine.executable import Executable
 from nablad_service.hosting import ModelStore, Values
@@ -43,8 +43,7 @@ LARGEST_LISTS = 64 * 1024 * 1024
 """Bytes of arrays that are written as nested lists: as Python's numbers they take many times the room."""
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """An answer's body in pieces, its media type and where the time went."""
 
     pieces: list[Buffer]
@@ -179,7 +178,7 @@ class Pipeline:
             result, finished, compiled, compiling = await _within(query.deadline_ms, decoded, work())
         except asyncio.CancelledError:  # the drain time of a stopping server is over
             raise Refusal("stopping", "the server stopped before the answer was ready; ask again") from None
-        self.metrics.queue.observe(finished.waited)
+        self.metrics.queue.add(finished.waited)
         timing = Timing(
             decode_ms=decoded * 1e3,
             queue_ms=finished.waited * 1e3,

@@ -107,17 +107,11 @@ class Query:
         )
         return replace(query, resident=resident)
 
-    def with_values(
-        self,
-        *,
-        inputs: Mapping[str, Leaf | Leaves],
-        params: Mapping[str, Leaves],
-        state: Mapping[str, Leaves],
-    ) -> Query:
-        """The same request with other numbers of the same kinds, resident where these are."""
+    def with_values(self, **sections: Mapping[str, Any]) -> Query:
+        """The same request with other `inputs`, `params` or `state`, resident where these are."""
         # What `dataclasses.replace` does member by member takes a small call longer than viewing its arrays.
         other = object.__new__(Query)
-        other.__dict__.update(self.__dict__, inputs=inputs, params=params, state=state)
+        other.__dict__.update(self.__dict__, **sections)
         return other
 
     def shared(self) -> Iterator[Leaf]:

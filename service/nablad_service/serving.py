@@ -57,6 +57,7 @@ def serve(settings: Settings) -> int:
             # Nothing here asks who called, nor is every call logged; uvicorn would find out for each.
             proxy_headers=False,
             access_log=False,
+            server_header=False,
             timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
             # Longer than clients keep idle connections, or the two would race for the last word.
             timeout_keep_alive=75,

@@ -22,6 +22,7 @@ import nablad
 from nablad import polling
 from nablad.polling import polled
 from nablad.transports import BlockingTransport, blocking
+from nablad_service.metrics import Metrics
 from nablad_service.routes.hot import HotPaths
 from nablad_service.running.giving_way import GIVING_WAY
 from nablad_service.sockets import polling as server_polling
@@ -271,18 +272,17 @@ def test_requests_of_hot_paths_are_those_that_count(clock: Clock, two_processors
     async def endpoint(request: Request) -> Response:
         return Response(b"hello")
 
-    async def anything(scope: Any, receive: Any, send: Any) -> None:
-        pass
-
     async def ignored(*message: Any) -> Any:
         pass
 
     async def scenario(awake: Callable[[], Awaitable[bool]]) -> None:
-        app = HotPaths(anything, {"/hot": endpoint}, lambda refusal: Response(), busy_poll=0.5)
+        paths = HotPaths({"/hot": endpoint}, Metrics(), busy_poll=0.5)
 
         async def ask(path: str, requests: int = 1) -> None:
-            scope = {"type": "http", "method": "POST", "path": path, "headers": []}
-            await app({**scope, "extensions": {OPEN: range(requests)}}, ignored, ignored)
+            headers = [(b"content-length", b"0")]
+            scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+            told = await paths.answered({**scope, "extensions": {OPEN: range(requests)}}, ignored, ignored)
+            assert told is (path == "/hot")
 
         for path, requests, polls in [("/hot", 1, False), ("/hot", 1, True), ("/hot", 2, False)]:
             await ask(path, requests)

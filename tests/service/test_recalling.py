@@ -188,7 +188,7 @@ def test_a_training_loop_through_a_socket(client: nablad.Client) -> None:
 
 def test_copies_made_by_hand_are_what_the_library_would_make(readings: Readings) -> None:
     told = Body(b"bytes", wire.FRAME, wire.JSON, "lists", "tenant", "float16", alone=True)
-    assert told.emptied() == replace(told, data=b"")
+    assert told.emptied() == told._replace(data=b"")
     query = readings.query(body(request(np.zeros((1, 2)), deadline_ms=7.0)))
     values: dict[str, Any] = {"inputs": {"x": np.ones((1, 2))}, "params": {}, "state": {}}
     made, expected = vars(query.with_values(**values)), vars(replace(query, **values))

@@ -10,8 +10,8 @@ from nablad import wire
 from nablad.arrays import Encoding, encode_array, encode_tree
 from nablad.frame import Buffer
 from nablad.halves import Floats
-from nablad.messages import Timing
 from nablad_service.answers.templates import AnswerTemplate, template_of
+from nablad_service.answers.timing import Timing
 from nablad_service.requests.reading import Body
 from nablad_service.running.off_loop import off_loop
 

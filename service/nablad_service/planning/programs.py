@@ -87,9 +87,9 @@ class Programs:
         ready = self._ready.get(signature)
         if ready is not None:
             self._ready.move_to_end(signature)
-            self._metrics.program_hits.inc()
+            self._metrics.programs.add(1, "hit")
             return ready, False
-        self._metrics.program_misses.inc()
+        self._metrics.programs.add(1, "miss")
         compiling = self._compiling.get(signature)
         if compiling is None:
             compiling = asyncio.create_task(self._compile(query))

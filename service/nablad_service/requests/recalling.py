@@ -70,14 +70,12 @@ class Slot:
     leaf: str | None
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    count: int
-    """Entries."""
     offset: int
     """From the body's first byte."""
 
     def view(self, body: Buffer) -> NDArray[Any]:
         """The array, in another body with the same header."""
-        return np.frombuffer(body, self.dtype, self.count, self.offset).reshape(self.shape)
+        return np.ndarray(self.shape, self.dtype, body, self.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +134,7 @@ def _slots(body: Buffer, query: Query) -> Iterator[Slot]:
     for section, name, leaf, array in _arrays(query):
         offset = _address(array) - base
         if offset >= 0 and offset + array.nbytes <= len(body) and array.nbytes and array.flags.c_contiguous:
-            yield Slot(section, name, leaf, array.shape, array.dtype, array.size, offset)
+            yield Slot(section, name, leaf, array.shape, array.dtype, offset)
 
 
 def _arrays(query: Query) -> Iterator[tuple[str, str, str | None, NDArray[Any]]]:
@@ -154,14 +152,12 @@ def _address(array: NDArray[Any]) -> int:
 
 def _filled(query: Query, slots: Collection[Slot], array: Callable[[Slot], NDArray[Any]]) -> Query:
     """The query with other arrays in the slots."""
-    given: dict[str, dict[str, Any]] = {
-        "inputs": dict(query.inputs),
-        "params": dict(query.params),
-        "state": dict(query.state),
-    }
+    given: dict[str, Any] = {}
     own: set[tuple[str, str]] = set()
     for slot in slots:
-        values = given[slot.section]
+        values = given.get(slot.section)
+        if values is None:
+            values = given[slot.section] = dict(getattr(query, slot.section))
         if slot.leaf is None:
             values[slot.name] = array(slot)
             continue

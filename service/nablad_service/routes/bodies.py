@@ -17,7 +17,6 @@ from nablad.arrays import Encoding
 from nablad.compression import ZSTD, available, decompressed
 from nablad.frame import Buffer, aligned
 from nablad.halves import Floats
-from nablad.messages import Timing
 from nablad.problems import Refusal
 from nablad_service.pipeline import Answer, Pipeline
 from nablad_service.requests.reading import Body
@@ -56,19 +55,17 @@ async def read_body(request: Request, *, streams: bool = False) -> Body:
         spoken = f"with {ZSTD} or without" if available() else "without"
         raise Refusal("unknown_media_type", f"bodies come {spoken} Content-Encoding, not as '{coding}'")
     limit = request.app.state.settings.max_body_bytes
-    tenant = tenant_of(headers.get(b"nablad-tenant", b"").decode("latin-1"))
-    alone = is_alone(request.scope)
+    named = headers.get(b"nablad-tenant")
+    tenant = tenant_of(named.decode("latin-1")) if named else ""
     lying: memoryview | None = (request.scope.get("extensions") or {}).get(LYING)
-    if lying is not None:
-        if len(lying) > limit:
-            raise _too_large(limit)
-        return Body(await _plain(lying, coding, limit), media, answer, encoding, tenant, floats, alone)
     announced = headers.get(b"content-length", b"")
-    size = int(announced) if announced.isdigit() else None
+    size = len(lying) if lying is not None else int(announced) if announced.isdigit() else None
     if size is not None and size > limit:
         raise _too_large(limit)
     try:
-        if size is None:
+        if lying is not None:
+            data: Buffer = lying
+        elif size is None:
             data = await _received(request, limit)
         else:
             # A frame is viewed where it lies, in memory that is kept; what else comes is copied, and gone.
@@ -76,12 +73,10 @@ async def read_body(request: Request, *, streams: bool = False) -> Body:
             data = await _received_in_place(request, size, lend)
     except ClientDisconnect:
         raise Refusal("malformed_body", "the connection ended before the body did") from None
-    return Body(await _plain(data, coding, limit), media, answer, encoding, tenant, floats, alone)
-
-
-async def _plain(data: Buffer, coding: str, limit: int) -> Buffer:
-    """A body without its `Content-Encoding`."""
-    return data if coding != ZSTD else await off_loop(limit, lambda: decompressed(data, limit))
+    if coding == ZSTD:
+        came = data
+        data = await off_loop(limit, lambda: decompressed(came, limit))
+    return Body(data, media, answer, encoding, tenant, floats, is_alone(request.scope))
 
 
 @lru_cache(maxsize=256)
@@ -170,7 +165,7 @@ def answer_format(request: Request) -> tuple[str, Encoding]:
 
 def respond(answer: Answer) -> Response:
     """An answer with its timing in `Server-Timing` too."""
-    return PiecesResponse(answer.pieces, answer.media, timing=server_timing(answer.timing))
+    return PiecesResponse(answer.pieces, answer.media, timing=answer.timing.header())
 
 
 def document(value: Any, media: str, status: int = 200) -> Response:
@@ -186,7 +181,7 @@ class PiecesResponse(Response):
     """A body in pieces under one `Content-Length`: large ones sent as they lie, small ones joined."""
 
     def __init__(self, pieces: Sequence[Buffer], media: str, status: int = 200, timing: str = "") -> None:
-        size = wire.body_size(pieces)
+        self.size = size = wire.body_size(pieces)
         # Each piece is a message to the protocol and a write to the socket: dearer than a copy of few bytes.
         self._pieces = pieces if size > JOINED else [b"".join(pieces)]
         self.status_code = status
@@ -203,10 +198,6 @@ class PiecesResponse(Response):
         await send_pieces(self._pieces, send)
 
 
-def server_timing(timing: Timing) -> str:
-    """W3C Server-Timing: milliseconds by phase."""
-    return (
-        f"decode;dur={timing.decode_ms:.3f}, queue;dur={timing.queue_ms:.3f}, "
-        f"compile;dur={timing.compile_ms:.3f}, device;dur={timing.device_ms:.3f}, "
-        f"encode;dur={timing.encode_ms:.3f}"
-    )
+def size_of(response: Response) -> int:
+    """Bytes of an answer's body."""
+    return response.size if isinstance(response, PiecesResponse) else len(response.body)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nablad_service.metrics import Metrics
@@ -16,7 +14,6 @@ class Counting:
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
-        self._children: dict[tuple[str, int], Any] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -37,25 +34,17 @@ class Counting:
         try:
             await self._app(scope, receive if announced is not None else self._received(receive), sending)
         finally:
-            self._metrics.received.inc(announced or 0)
-            self._metrics.sent.inc(sent)
-            self._count((endpoint(scope), status))
+            self._metrics.answered(endpoint(scope), status, announced or 0, sent)
 
     def _received(self, receive: Receive) -> Receive:
         """Bodies whose length was not announced are counted as they come."""
 
         async def receiving() -> Message:
             message = await receive()
-            self._metrics.received.inc(len(message.get("body", b"")))
+            self._metrics.received.add(len(message.get("body", b"")))
             return message
 
         return receiving
-
-    def _count(self, key: tuple[str, int]) -> None:
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = self._metrics.requests.labels(*map(str, key))
-        child.inc()
 
 
 def announced_bytes(scope: Scope) -> int | None:

@@ -11,16 +11,15 @@ from fastapi.responses import Response
 
 from nablad import wire
 from nablad.arrays import encode_tree
-from nablad.messages import Timing
 from nablad.training.messages import (
     SessionGradient,
-    SessionGradientAnswer,
     SessionLoad,
     SessionRequest,
     SessionSave,
     SessionStep,
     Standing,
 )
+from nablad_service.answers.timing import Timing
 from nablad_service.requests.reading import Body
 from nablad_service.routes.bodies import (
     TENANT,
@@ -28,7 +27,6 @@ from nablad_service.routes.bodies import (
     document,
     pipeline,
     read_body,
-    server_timing,
     tenant_of,
 )
 from nablad_service.routes.leaving import CLOSED, CallerLeft, while_there
@@ -92,20 +90,16 @@ async def gradient(request: Request, name: str) -> Response:
         device_ms=timed.finished.ran * 1e3,
         compiled=timed.compiled,
     )
-    told = SessionGradientAnswer.model_construct(
-        sequence=asked.sequence,
-        value=computed.value,
-        terms=computed.terms,
-        norms=computed.norms,
-        term_norms=computed.term_norms,
-        accumulated=accumulated,
-        timing=timing,
-    )
-
-    documents = {
-        "timing": timing.__dict__,
+    told = {  # a `SessionGradientAnswer`
+        "sequence": asked.sequence,
+        "value": computed.value,
+        "terms": computed.terms,
+        "norms": computed.norms,
+        "term_norms": computed.term_norms,
+        "accumulated": accumulated,
         "stepped": None if stepped is None else _stepped(*stepped),
         "non_finite": None if non_finite is None else non_finite.model_dump(),
+        "timing": vars(timing),
     }
 
     def encoded() -> dict[str, Any]:
@@ -118,8 +112,8 @@ async def gradient(request: Request, name: str) -> Response:
 
     size = 0 if not (asked.gradients or asked.outputs) else len(body.data) + computed.bytes
     arrays = await off_loop(size, encoded)
-    response = document({**_words(told.__dict__ | documents, body), **arrays}, body.answer)
-    response.headers["Server-Timing"] = server_timing(timing)
+    response = document({**_words(told, body), **arrays}, body.answer)
+    response.headers["Server-Timing"] = timing.header()
     return response
 
 
