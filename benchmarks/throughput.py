@@ -42,8 +42,8 @@ All callers are one process beside the server, on the same cores: it sends ready
 connections (uvloop) and counts answers without decoding them; the last columns say what server and
 callers took of a core for each. It asks for `/health/live` too, every 20 ms.
 
-*Cold* is a program that the server has never seen, asked for while {crowd} callers go on: how many
-requests a second they got from its arrival to its answer, beside those before it."""
+*Cold* is a program that the server has never seen, asked for alone, and another while {crowd} callers go
+on: how many requests a second they got from its arrival to its answer, beside those before it."""
 
 
 LOADS = (
@@ -89,22 +89,28 @@ def steady(
 
 
 def beside_a_compilation(crowd: Crowd, server: Server, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """How long a new program took, and the requests a second before and meanwhile."""
-    found: dict[str, list[float]] = {"cold_s": [], "before": [], "meanwhile": []}
+    """How long a new program took, alone and in company, and the requests a second before and meanwhile."""
+    found: dict[str, list[float]] = {"alone_s": [], "cold_s": [], "before": [], "meanwhile": []}
     t, x = np.random.default_rng(0).random((2, 64), dtype=np.float32)
+
+    def cold(number: int) -> tuple[float, float]:
+        begin = time.monotonic()
+        with nablad.Client(server.url) as client:
+            client.gradient(COLD.format(number=number), inputs={"t": t, "x": x}, model="small")
+        return begin, time.monotonic()
+
     for number in range(rounds):
+        begin, end = cold(2 * number + 2)
+        found["alone_s"].append(end - begin)
         span: list[float] = []
 
-        def cold(number: int = number, span: list[float] = span) -> None:
+        def beside(number: int = 2 * number + 3, span: list[float] = span) -> None:
             time.sleep(1.2 * seconds)
-            span.append(time.monotonic())
-            with nablad.Client(server.url) as client:
-                client.gradient(COLD.format(number=number + 2), inputs={"t": t, "x": x}, model="small")
-            span.append(time.monotonic())
+            span.extend(cold(number))
 
-        asking = threading.Thread(target=cold)
+        asking = threading.Thread(target=beside)
         asking.start()
-        calls, _ = crowd.stretch(server, LOADS[0], CROWD, 3 * seconds)
+        calls, _ = crowd.stretch(server, LOADS[0], CROWD, 8 * seconds)
         asking.join()
         begin, end = span[0], min(span[1], float(calls[:, 0].max()))
         found["cold_s"].append(span[1] - span[0])
@@ -172,10 +178,16 @@ def report(
     head = ["program", "callers", "server", "requests/s", "gain", "p50 ms", "p99 ms", "failed"]
     head += ["server's us", "caller's us"]
     cold = [
-        [f"{one:.2f}", f"{before:.0f}", f"{meanwhile:.0f}", f"{before / meanwhile:.2f}"]
-        for one, before, meanwhile in zip(*beside.values(), strict=True)
+        [f"{alone:.2f}", f"{one:.2f}", f"{before:.0f}", f"{meanwhile:.0f}", f"{before / meanwhile:.2f}"]
+        for alone, one, before, meanwhile in zip(*beside.values(), strict=True)
     ]
-    cold_head = ["cold call, s", "requests/s before", "requests/s meanwhile", "time of a call"]
+    cold_head = [
+        "cold call alone, s",
+        "cold call, s",
+        "requests/s before",
+        "requests/s meanwhile",
+        "time of a call",
+    ]
     rest = f"Health was asked {health.count} times: p50 {health.p50:.2f} ms, p99 {health.p99:.2f} ms."
 
     def draw(figure: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import sys
 import threading
@@ -28,7 +29,7 @@ from nablad_service.query import Query
 from nablad_service.requests.validation import evaluate_query
 from nablad_service.running import giving_way
 from nablad_service.running.collecting import FEW
-from nablad_service.running.giving_way import BEHIND, EAGER, GIVING_WAY
+from nablad_service.running.giving_way import BEHIND, EAGER, GIVING_WAY, PAUSE, STINT
 from nablad_service.running.watched_threads import Overrun, Stuck, WatchedThreads
 
 # Each waits for as long as its file is there: at tracing, at lowering (a part of compiling), at running.
@@ -277,24 +278,46 @@ def test_python_changes_threads_more_often_while_a_program_is_compiled() -> None
         device.close()
 
 
-def test_a_thread_behind_lets_go_of_python_while_requests_come_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = sys.getswitchinterval(), gc.get_threshold()
-    behind = WatchedThreads("test", 1, 0, behind=True)
+class Clock:
+    """Stands for `time`: ten times faster than a stint at each look, and asleep for no time."""
 
-    def work() -> list[float]:
-        found, kept = [], []
-        for lately, wanted in ((60.0, usual[0]), (0.0, EAGER)):
-            monkeypatch.setattr(giving_way, "LATELY", lately)
-            for _ in range(10_000):  # where another thread collects just then, a collection does nothing
-                kept += [[number] for number in range(2 * FEW)]
-                if sys.getswitchinterval() == pytest.approx(wanted):
-                    break
-            found.append(sys.getswitchinterval())
-        return found
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.pauses: list[float] = []
+
+    def monotonic(self) -> float:
+        self.now += STINT / 10
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+
+
+@pytest.mark.parametrize(("requests", "threads"), [(True, 1), (True, 2), (False, 1)])
+def test_threads_behind_pause_while_requests_come_in(
+    monkeypatch: pytest.MonkeyPatch, requests: bool, threads: int
+) -> None:
+    thresholds = gc.get_threshold()
+    clock = Clock()
+    monkeypatch.setattr(giving_way, "time", clock)
+    monkeypatch.setattr(giving_way, "LATELY", math.inf if requests else 0.0)
+    behind = WatchedThreads("test", threads, 0, behind=True)
+    together = threading.Barrier(threads)
+
+    def work() -> None:
+        together.wait(10)
+        kept: list[list[int]] = []
+        looks = clock.now
+        while clock.now < looks + 50 * STINT:  # where another thread collects just then, nothing is told
+            kept += [[number] for number in range(2 * FEW)]
+        together.wait(10)
 
     try:
         GIVING_WAY.called()
-        assert behind.submit(work).result(60) == pytest.approx([usual[0], EAGER])
-        assert (sys.getswitchinterval(), gc.get_threshold()) == usual
+        for one in [behind.submit(work) for _ in range(threads)]:
+            one.result(60)
+        assert gc.get_threshold() == thresholds
     finally:
         behind.close()
+    assert set(clock.pauses) == ({threads * PAUSE} if requests else set())
+    assert len(clock.pauses) <= 50 * threads, "no more often than after each stint"

@@ -1,8 +1,8 @@
 """Work in the background gives way: to other threads by the system, and to other threads of Python's.
 
 Tracing a program is all Python, for seconds, and of two threads that want Python each gets half of it. A
-thread gives way by letting go of Python often, for a moment, while calls come in, and by not insisting on
-having it back soon: how long one waits before it insists is Python's switch interval, one for all threads.
+thread gives way by pausing often while calls come in. It must not starve either: somebody waits for the new
+program.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ BEHIND = 10
 """How nice threads are that nobody's running calls wait for, where the system has that by thread (Linux)."""
 LATELY = 20e-3
 """Seconds after a request in which others are expected; more than a thread can keep Python to itself."""
-MOMENT = 0.5e-3
-"""Seconds for which a thread lets go of Python while requests come in."""
+STINT = 1e-3
+"""Seconds of such work between two pauses while requests come in."""
+PAUSE = 11e-3
+"""Seconds of a pause, times the threads at such work: all of them together have a twelfth of Python."""
 EAGER = 0.5e-3
-"""Seconds of the switch interval until the next request comes, which must not wait for Python's own 5 ms.
-Python's own is the rule while requests come in, and while nothing is traced."""
+"""Seconds of the switch interval meanwhile: who waits for Python must not wait for its own 5 ms. To wait for
+it at all costs the others much, since Python wakes who waits whenever it is let go of; to pause does not."""
 
 
 class GivingWay:
@@ -48,7 +50,7 @@ class GivingWay:
 
     def __enter__(self) -> None:
         self._step_behind()
-        self._own.inside = True
+        self._own.inside, self._own.since = True, time.monotonic()
         with self._lock:
             if not self._count:
                 self._usual = sys.getswitchinterval()
@@ -71,10 +73,11 @@ class GivingWay:
         """Called at every collection, on the thread that made the object too many."""
         if phase != "stop" or not getattr(self._own, "inside", False):
             return
-        busy = time.monotonic() - self._called < LATELY
-        sys.setswitchinterval(self._usual if busy else EAGER)
-        if busy:
-            time.sleep(MOMENT)
+        now = time.monotonic()
+        if now - self._own.since > STINT:
+            if now - self._called < LATELY:
+                time.sleep(PAUSE * self._count)
+            self._own.since = time.monotonic()
 
     def _step_behind(self) -> None:
         if sys.platform == "linux" and not getattr(self._own, "behind", False):
