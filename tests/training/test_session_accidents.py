@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,6 +126,43 @@ def test_calls_behind_one_that_overruns_are_sent_again_and_done_without_it(tmp_p
             again = [storm.call("run", number, plan[number - 2]) for number in (4, 3, 2)]
             assert (await asyncio.gather(*again))[2] == "too_slow"
             assert await storm.whole("run") == await calm(storm, ADAMW, GRADIENT, GRADIENT, STEP)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("before", "kind", "failing"),
+    [([], "accumulation", GRADIENT), ([GRADIENT], "step", STEP), ([GRADIENT], "gradient_step", BOTH)],
+)
+def test_a_step_behind_a_call_that_fails_takes_the_gradients_that_there_are(
+    tmp_path: Path, before: list[Planned], kind: str, failing: Planned
+) -> None:
+    async def scenario() -> None:
+        async with inside(tmp_path) as storm:
+            await storm.begin("run", ADAMW)
+            await told(storm, "run", *before)
+            pieces = storm.memory.device.pieces
+            made = getattr(pieces, kind)
+
+            def breaks(*given: Any) -> Any:
+                assert storm.go.wait(30)
+                raise Refusal("out_of_memory", "the test")
+
+            async def breaking(*given: Any, **named: Any) -> Any:
+                setattr(pieces, kind, made)
+                _, compiled = await made(*given, **named)
+                return SimpleNamespace(run=breaks), compiled
+
+            setattr(pieces, kind, breaking)
+            number = len(before) + 1
+            calls = [storm.call("run", number + late, one) for late, one in enumerate([failing, BOTH])]
+            calling = asyncio.gather(*calls)
+            session = storm.memory.sessions["", "run"]
+            while session.order.begun < number:
+                await asyncio.sleep(0.001)
+            storm.go.set()
+            assert (await calling)[0] == "out_of_memory"
+            assert await storm.whole("run") == await calm(storm, ADAMW, *before, BOTH)
 
     asyncio.run(scenario())
 

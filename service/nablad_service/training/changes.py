@@ -13,7 +13,7 @@ import numpy as np
 from nablad_service.training.gradients import Around, Found, Gradient, norms_of
 from nablad_service.training.labels import entry_of
 from nablad_service.training.optimisers import Arrays, Rule, StepValues
-from nablad_service.training.state import TrainingState
+from nablad_service.training.state import TrainingState, no_sums
 
 DRAWN = -1
 """In place of a seed: the state draws one."""
@@ -169,10 +169,8 @@ class Stepping:
         after = part._replace(
             params=done.params,
             optimiser=done.state,
-            gradients={label: jnp.zeros_like(one) for label, one in part.gradients.items()},
-            value=jnp.zeros_like(part.value),
-            weight=jnp.zeros_like(part.weight),
             step=part.step + 1,
+            **no_sums(part.params),
         )
         return after, jnp.stack(figures)
 

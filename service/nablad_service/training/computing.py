@@ -20,7 +20,10 @@ from nablad_service.training.changes import Adding, Batch, Call, Stepping, Told
 from nablad_service.training.gradients import Around, gradient_of
 from nablad_service.training.optimisers import Arrays, Rule, StepValues
 from nablad_service.training.session_questions import Start
-from nablad_service.training.state import TrainingState, first_state, size_of
+from nablad_service.training.state import TrainingState, first_state, no_sums, size_of
+
+UNSEEN: Mapping[str, Any] = {"gradients": {}, "value": None, "weight": None}
+"""In place of sums that are zero: each array takes its time on the way into a program and out of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,14 +171,17 @@ class GradientStep:
 
     adding: Adding
     stepping: Stepping
+    only: bool
+    """Whether the gradient is the only one of its step."""
     compiled: Any
     structure: Any
 
     def run(self, state: TrainingState, call: Call, values: StepValues) -> tuple[TrainingState, Any]:
         """The state after the step, and what `told` reads."""
-        models = {name: state.models[name] for name in self.adding.models}
         with failures_told():
-            after, told = self.compiled(state._replace(models=models), call, values)
+            after, told = self.compiled(_part(state, self.adding, only=self.only), call, values)
+        if self.only:  # the sums are zero as before
+            after = after._replace(gradients=state.gradients, value=state.value, weight=state.weight)
         return after._replace(models={**state.models, **after.models}), told
 
     def told(self, told: Any) -> tuple[Computed, Stepped]:
@@ -190,20 +196,29 @@ class GradientStep:
 
 
 def compile_gradient_step(
-    adding: Adding, rule: Rule, state: TrainingState, call: Call, values: StepValues
+    adding: Adding, rule: Rule, state: TrainingState, call: Call, values: StepValues, *, only: bool
 ) -> GradientStep:
-    """Compile for arguments like these; specs do in place of arrays."""
+    """Compile for arguments like these, specs do in place of arrays; `only` as in `GradientStep`."""
     stepping = Stepping(rule)
 
     def both(state: TrainingState, call: Call, values: StepValues) -> Any:
+        if only:
+            state = state._replace(**no_sums(state.params))
         changed, told, _ = adding(adding.part(state), call)
         summed = adding.merged(state, changed)
         after, figures = stepping(stepping.part(summed), values, [])
-        return stepping.merged(summed, after), (told, figures)
+        after = stepping.merged(summed, after)
+        return after._replace(**UNSEEN) if only else after, (told, figures)
 
-    given = state._replace(models={name: state.models[name] for name in adding.models})
-    compiled = jax.jit(both).lower(given, call, values).compile()
-    return GradientStep(adding, stepping, compiled, adding.structure(adding.part(state), call))
+    part = _part(state, adding, only=only)
+    compiled = jax.jit(both).lower(part, call, values).compile()
+    return GradientStep(adding, stepping, only, compiled, adding.structure(adding.part(state), call))
+
+
+def _part(state: TrainingState, adding: Adding, *, only: bool) -> TrainingState:
+    """What a gradient and its step read of a state: no sums where the gradient is the only one."""
+    models = {name: state.models[name] for name in adding.models}
+    return state._replace(models=models, **(UNSEEN if only else {}))
 
 
 def _computed(structure: Any, told: Told) -> Computed:

@@ -89,19 +89,21 @@ class Pieces:
         rule: Rule,
         values: StepValues,
         *,
+        only: bool,
         tells_gradients: bool,
     ) -> tuple[GradientStep, bool]:
         """A gradient's call and a step compiled as one, and whether they had to be compiled now.
 
-        Takes what `accumulation` and `step` take, and raises likewise.
+        Takes what `accumulation` and `step` take, and whether the gradient is the `only` one of the step;
+        raises likewise.
         """
         program = program_key(query, choices, state), tells_gradients
-        key = (*program, rule, _trained(state))
+        key = (*program, rule, _trained(state), only)
 
         async def make() -> GradientStep:
             adding = adding_of(await self.traced(query, choices), query, tells_gradients=tells_gradients)
             return await self._programs.compiled(
-                "session", key, lambda: compile_gradient_step(adding, rule, state, call, values)
+                "session", key, lambda: compile_gradient_step(adding, rule, state, call, values, only=only)
             )
 
         return await self._once(key, make)

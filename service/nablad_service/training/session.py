@@ -74,6 +74,8 @@ class Progress:
 class Ahead:
     """What a call makes of the progress: known on the device's thread before it is the session's."""
 
+    adds: bool
+    """Whether it leaves gradients to a later step, if it does not fail."""
     progress: Progress | None = None
 
 
@@ -202,12 +204,13 @@ class Session:
             wrong = _wrong(computed, query, accumulation.adding, before, call)
             return after, (computed, after.accumulated, None, wrong)
 
-        finished = await self._change(turn, change, next_may_begin=next_may_begin)
+        finished = await self._change(turn, change, adds=True, next_may_begin=next_may_begin)
         return self._told(finished, compiled, compiling)
 
     async def _add_and_step(
         self, turn: Turn, request: SessionGradient, query: Query, values: StepValues
     ) -> Timed:
+        only = await self._is_first(turn)
         making = self.device.pieces.gradient_step(
             query,
             self.choices_of(query),
@@ -215,11 +218,13 @@ class Session:
             self._call(request, query, arguments(query)["inputs"]),
             self.rule,
             values,
+            only=only,
             tells_gradients=request.gradients,
         )
         gradient_step, compiled, compiling = await _timed(making)
 
         def change(before: Progress) -> tuple[Progress, Any]:
+            assert only is not bool(before.accumulated)
             given = self.device.placement.arguments(query)
             call = self._call(request, query, given["inputs"])
             state, told = gradient_step.run(self._state(before), call, values)
@@ -266,6 +271,7 @@ class Session:
         turn: Turn,
         change: Callable[[Progress], tuple[Progress, T]],
         *,
+        adds: bool = False,
         next_may_begin: bool = True,
     ) -> Finished[T]:
         """Replace the progress by what `change` makes of it on the device's thread, and give what it tells.
@@ -273,8 +279,8 @@ class Session:
         Raises:
             Refusal: whatever it refuses, the progress being as before; as `Scheduler.run` does.
         """
-        before, own = self._ahead or Ahead(self.progress), Ahead()
-        self._ahead = own
+        before = self._ahead or Ahead(bool(self.progress.accumulated), self.progress)
+        own = self._ahead = Ahead(adds)
 
         def work() -> T | Exception:
             if before.progress is None:
@@ -303,6 +309,15 @@ class Session:
         assert own.progress is not None
         self.progress = own.progress
         return Finished(result, finished.waited, finished.ran)
+
+    async def _is_first(self, turn: Turn) -> bool:
+        """Whether no gradient has come since the last step.
+
+        A call that is under way, one at most, may fail and change nothing: waited for where that matters.
+        """
+        if self._ahead is not None and self._ahead.adds is not bool(self.progress.accumulated):
+            await turn.alone()
+        return not self.progress.accumulated
 
     def _state(self, progress: Progress) -> TrainingState:
         if progress.state is None:  # calls begin with it in memory

@@ -52,17 +52,21 @@ def first_state(
         values: of the first step.
         seed: uint32.
     """
-    zero = jnp.zeros((), jnp.result_type(*params.values()))
     return TrainingState(
         params=dict(params),
         models={name: dict(leaves) for name, leaves in models.items()},
         optimiser=rule.init(params, values),
-        gradients={label: jnp.zeros_like(one) for label, one in params.items()},
-        value=zero,
-        weight=zero,
         step=jnp.zeros((), jnp.int32),
         key=jax.random.key_data(jax.random.key(seed)),
+        **no_sums(params),
     )
+
+
+def no_sums(params: Arrays) -> dict[str, Any]:
+    """`gradients`, `value` and `weight` of a state before any gradient. Can be traced."""
+    zero = jnp.zeros((), jnp.result_type(*params.values()))
+    gradients = {label: jnp.zeros_like(one) for label, one in params.items()}
+    return {"gradients": gradients, "value": zero, "weight": zero}
 
 
 def size_of(tree: Any) -> int:
