@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
 from nablad import __version__
@@ -67,14 +68,20 @@ HOT: Mapping[str, Endpoint] = {
 
 
 class Application(FastAPI):
-    """FastAPI behind the hot paths, once there are any."""
+    """FastAPI behind the hot paths, once it lives; without them where something is to see every request."""
 
     hot: HotPaths | None = None
+    layers: Sequence[Middleware] = ()
+    """Its own middlewares, which calls of hot paths do not need."""
 
-    def traced(self) -> bool:
-        """Whether FastAPI tells OpenTelemetry of requests; then it must see them all."""
+    def observed(self) -> bool:
+        """Whether others have put a middleware around it, or FastAPI tells OpenTelemetry of requests."""
         telemetry = getattr(self, "_native_telemetry", None)  # FastAPI has no public word for it
-        return telemetry is not None and telemetry.enabled()
+        return (
+            self.user_middleware != self.layers
+            or "build_middleware_stack" in vars(self)  # which instrumentation of older FastAPI replaces
+            or (telemetry is not None and telemetry.enabled())
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self
@@ -90,6 +97,8 @@ def create_app(
     memory: socket.socket | None = None,
 ) -> Application:
     """The service as an ASGI application; nothing starts before its lifespan does.
+
+    A middleware that is added before then sees every request, which then takes longer.
 
     A `repository` or `saves` that are open already are taken over; else the lifespan opens those that the
     settings name.
@@ -205,7 +214,7 @@ def create_app(
             app.state.memory = SharedMemory(memory, settings.max_body_bytes)
             app.state.memory.start()
         settle()
-        if not app.traced():
+        if not app.observed():
             app.hot = HotPaths(HOT, metrics, settings.busy_poll_seconds)
         app.state.ready = True
         yield
@@ -238,6 +247,7 @@ def create_app(
     app.add_middleware(SharedBodies)
     app.add_middleware(Failures)
     app.add_middleware(Counting, metrics=metrics)
+    app.layers = [*app.user_middleware]
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign] # FastAPI's own way to extend it
     return app
 

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -112,16 +113,51 @@ def test_what_goes_wrong_is_answered_and_counted(monkeypatch: pytest.MonkeyPatch
     inside(scenario)
 
 
-def test_an_application_that_is_traced_sees_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def refusing(app: Any) -> Any:
+    async def refused(scope: Any, receive: Any, send: Any) -> None:
+        await (Response(status_code=401) if scope["type"] == "http" else app)(scope, receive, send)
+
+    return refused
+
+
+@pytest.mark.parametrize("by", ["middleware", "instrumentation", "telemetry"])
+def test_an_application_that_is_observed_leads_every_call_through(
+    monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
     app = create_app(Settings(tune_after_calls=0))
-    monkeypatch.setattr(app, "traced", lambda: True)
+    if by == "middleware":
+        app.add_middleware(refusing)
+    elif by == "instrumentation":
+        build = app.build_middleware_stack
+        monkeypatch.setattr(app, "build_middleware_stack", lambda: refusing(build()), raising=False)
+    else:
+        telemetry = SimpleNamespace(enabled=lambda: True)
+        monkeypatch.setattr(app, "_native_telemetry", telemetry, raising=False)
 
     async def scenario(app: Application, client: httpx.AsyncClient) -> None:
-        paths = passed(app)
-        assert (await client.post(GRADIENT, json=ASKED)).json()["value"] == 5.0
-        assert paths == [GRADIENT]
+        if by == "telemetry":
+            assert app.hot is None
+        else:
+            assert (await client.post(GRADIENT, json=ASKED)).status_code == 401
 
     inside(scenario, app)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("none", "unknown_session"),
+        ("{name}", "unknown_session"),
+        ("", "unknown_path"),
+        ("a/b", "unknown_path"),
+    ],
+)
+def test_only_one_part_of_a_path_is_a_name(name: str, code: str) -> None:
+    async def scenario(app: Application, client: httpx.AsyncClient) -> None:
+        answer = await client.post(f"/v1/sessions/{name}/gradient", json={"sequence": 1, "loss": "1.0"})
+        assert (answer.status_code, answer.json()["code"]) == (404, code)
+
+    inside(scenario)
 
 
 def test_timing_is_what_callers_are_promised() -> None:

@@ -255,12 +255,9 @@ def test_a_server_that_shall_not_poll_or_that_traces_does_not(clock: Clock, two_
             exchange(never)
         assert not await awake()
         exchange(server)
-        GIVING_WAY._count += 1
-        try:
+        with GIVING_WAY:
             exchange(server)
             assert not await awake()
-        finally:
-            GIVING_WAY._count -= 1
         exchange(server)
         assert await awake()
         server.asked()

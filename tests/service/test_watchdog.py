@@ -293,31 +293,93 @@ class Clock:
         self.pauses.append(seconds)
 
 
-@pytest.mark.parametrize(("requests", "threads"), [(True, 1), (True, 2), (False, 1)])
-def test_threads_behind_pause_while_requests_come_in(
-    monkeypatch: pytest.MonkeyPatch, requests: bool, threads: int
-) -> None:
+@pytest.mark.parametrize("requests", [True, False])
+def test_threads_behind_pause_while_requests_come_in(monkeypatch: pytest.MonkeyPatch, requests: bool) -> None:
     thresholds = gc.get_threshold()
     clock = Clock()
     monkeypatch.setattr(giving_way, "time", clock)
     monkeypatch.setattr(giving_way, "LATELY", math.inf if requests else 0.0)
-    behind = WatchedThreads("test", threads, 0, behind=True)
-    together = threading.Barrier(threads)
+    behind = WatchedThreads("test", 1, 0, behind=True)
 
     def work() -> None:
-        together.wait(10)
-        kept: list[list[int]] = []
         looks = clock.now
         while clock.now < looks + 50 * STINT:  # where another thread collects just then, nothing is told
-            kept += [[number] for number in range(2 * FEW)]
-        together.wait(10)
+            makes_objects()
 
     try:
         GIVING_WAY.called()
-        for one in [behind.submit(work) for _ in range(threads)]:
-            one.result(60)
+        behind.submit(work).result(60)
         assert gc.get_threshold() == thresholds
     finally:
         behind.close()
-    assert set(clock.pauses) == ({threads * PAUSE} if requests else set())
-    assert len(clock.pauses) <= 50 * threads, "no more often than after each stint"
+    assert set(clock.pauses) == ({PAUSE} if requests else set())
+    assert len(clock.pauses) <= 50, "no more often than after each stint"
+
+
+def makes_objects() -> list[set[int]]:
+    return [{number} for number in range(2 * FEW)]  # of lists Python keeps some for the next
+
+
+def pauses_for(seconds: float) -> None:
+    own = threading.get_ident()
+    already = GIVING_WAY.paused(own)
+    while GIVING_WAY.paused(own) < already + seconds:
+        makes_objects()
+
+
+def test_of_threads_behind_one_begins_after_the_other_while_requests_come_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(giving_way, "LATELY", math.inf)
+    monkeypatch.setattr(giving_way, "PATIENCE", 60.0)
+    behind = WatchedThreads("test", 4, 0, behind=True)
+    working: list[int] = []
+    most, end = 0, threading.Event()
+
+    def work() -> None:
+        nonlocal most
+        working.append(1)
+        most = max(most, len(working))
+        pauses_for(5 * PAUSE)
+        working.pop()
+
+    try:
+        idle = behind.submit(lambda: end.wait(60))  # in XLA, say: it wants no Python
+        for one in [behind.submit(work) for _ in range(3)]:
+            one.result(60)
+        assert most == 1
+        end.set()
+        assert idle.result(60)
+    finally:
+        behind.close()
+
+
+def test_threads_behind_wait_for_each_other_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(giving_way, "LATELY", math.inf)
+    monkeypatch.setattr(giving_way, "PATIENCE", 0.05)
+    behind = WatchedThreads("test", 2, 0, behind=True)
+    began = [threading.Event(), threading.Event()]
+
+    def work(one: int) -> None:
+        began[one].set()
+        while not began[1 - one].is_set():
+            pauses_for(PAUSE)
+
+    try:
+        for one in [behind.submit(lambda one=one: work(one)) for one in range(2)]:
+            one.result(60)
+    finally:
+        behind.close()
+
+
+def test_pauses_do_not_count_as_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(giving_way, "LATELY", math.inf)
+    monkeypatch.setattr(giving_way, "PAUSE", 1.0)
+    behind = WatchedThreads("test", 2, 2.0, behind=True)
+    try:
+        for one in [behind.submit(lambda: pauses_for(3.0)) for _ in range(2)]:
+            one.result(60)
+        with pytest.raises(Overrun):
+            behind.submit(lambda: threading.Event().wait(30)).result(60)
+    finally:
+        behind.close()

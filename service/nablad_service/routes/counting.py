@@ -1,4 +1,4 @@
-"""Counts requests on their way through: by endpoint and status, and the bytes in both directions."""
+"""Counts requests that go through the application: by endpoint and status, and the bytes both ways."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nablad_service.running.giving_way import GIVING_WAY
 
 
 class Counting:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware around all routes. Calls of hot paths do not come here, and are counted there."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app

@@ -40,7 +40,8 @@ class HotPaths:
     """
 
     def __init__(self, endpoints: Mapping[str, Endpoint], metrics: Metrics, busy_poll: float) -> None:
-        self._endpoints = endpoints
+        self._plain = {path: endpoint for path, endpoint in endpoints.items() if NAME not in path}
+        self._named = {path: endpoint for path, endpoint in endpoints.items() if NAME in path}
         self._metrics = metrics
         self._polling = BusyPolling(busy_poll)
 
@@ -48,11 +49,12 @@ class HotPaths:
         """Whether this was a call of a hot path, and has its answer now."""
         if scope.get("method") != "POST":
             return False
-        path, given = self._found(scope["path"])
-        endpoint = self._endpoints.get(path)
+        if (found := self._found(scope["path"])) is None:
+            return False
+        path, endpoint, given = found
         headers: dict[bytes, bytes] = dict(scope["headers"])
         announced = headers.get(b"content-length", b"")
-        if endpoint is None or not announced.isdigit() or not LAYERED.isdisjoint(headers):
+        if not announced.isdigit() or not LAYERED.isdisjoint(headers):
             return False
         if headers.get(b"accept-encoding") == ZSTD.encode():
             return False
@@ -69,13 +71,14 @@ class HotPaths:
         self._polling.answered(alone=is_alone(scope))
         return True
 
-    def _found(self, path: str) -> tuple[str, dict[str, str]]:
-        """A path as it would be declared, and the name in it."""
-        if path in self._endpoints:
-            return path, {}
-        before, _, last = path.rpartition("/")
-        before, _, name = before.rpartition("/")
-        return f"{before}/{NAME}/{last}", {"name": name}
+    def _found(self, path: str) -> tuple[str, Endpoint, dict[str, str]] | None:
+        """A path as it is declared, its endpoint, and the name in it; None where it is none of these."""
+        if path in self._plain:
+            return path, self._plain[path], {}
+        first, _, last = path.rpartition("/")
+        before, _, name = first.rpartition("/")
+        declared = f"{before}/{NAME}/{last}"
+        return (declared, self._named[declared], {"name": name}) if name and declared in self._named else None
 
 
 async def _response(endpoint: Endpoint, request: Request, given: Mapping[str, str]) -> Response:

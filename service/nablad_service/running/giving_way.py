@@ -3,15 +3,20 @@
 Tracing a program is all Python, for seconds, and of two threads that want Python each gets half of it. A
 thread gives way by pausing often while calls come in. It must not starve either: somebody waits for the new
 program.
+
+Of several such threads one begins after the other meanwhile: a thread that pauses does so inside a
+collection, and as long as that lasts there are no others to make the rest pause.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import os
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from nablad_service.running import collecting
@@ -23,19 +28,32 @@ LATELY = 20e-3
 STINT = 1e-3
 """Seconds of such work between two pauses while requests come in."""
 PAUSE = 11e-3
-"""Seconds of a pause, times the threads at such work: all of them together have a twelfth of Python."""
+"""Seconds of a pause, times the threads that want Python for such work: one alone has a twelfth of it."""
+PATIENCE = 10.0
+"""Seconds for which such work waits for other such work, while requests come in."""
 EAGER = 0.5e-3
-"""Seconds of the switch interval meanwhile: who waits for Python must not wait for its own 5 ms. To wait for
-it at all costs the others much, since Python wakes who waits whenever it is let go of; to pause does not."""
+"""Seconds of the switch interval meanwhile: for so long a thread that wants Python may have to wait. To wait
+for it slows the thread that has it, too; to pause does not."""
+
+
+@dataclass(slots=True)
+class _Work:
+    """What a thread is at."""
+
+    since: float = -math.inf
+    """When it began, or when its last pause ended."""
+    paused: float = 0.0
+    """Seconds for which it has waited or paused so far."""
 
 
 class GivingWay:
     """A context for such work, for threads that do nothing else."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._count = 0
+        self._changed = threading.Condition()
         self._usual = 0.0
+        self._at_work: dict[int, _Work] = {}
+        """By thread."""
         self._own = threading.local()
         self._called = 0.0
 
@@ -46,38 +64,59 @@ class GivingWay:
     @property
     def needed(self) -> bool:
         """Whether there is such work now."""
-        return bool(self._count)
+        return bool(self._at_work)
+
+    def paused(self, thread: int) -> float:
+        """Seconds for which the work of a thread has waited or paused so far, by `threading.get_ident`."""
+        work = self._at_work.get(thread)
+        return 0.0 if work is None else work.paused
 
     def __enter__(self) -> None:
         self._step_behind()
-        self._own.inside, self._own.since = True, time.monotonic()
-        with self._lock:
-            if not self._count:
+        came = time.monotonic()
+        with self._changed:
+            if not self._at_work:
                 self._usual = sys.getswitchinterval()
                 sys.setswitchinterval(EAGER)
                 # Of all that Python tells of its doings, collections cost the least.
                 gc.callbacks.append(self._tick)
                 collecting.tick(True)
-            self._count += 1
+            work = self._at_work[threading.get_ident()] = _Work()
+            while self._waits(came):
+                self._changed.wait(PAUSE)
+                work.paused = time.monotonic() - came
+            work.since = time.monotonic()
 
     def __exit__(self, *error: object) -> None:
-        self._own.inside = False
-        with self._lock:
-            self._count -= 1
-            if not self._count:
+        with self._changed:
+            del self._at_work[threading.get_ident()]
+            self._changed.notify()
+            if not self._at_work:
                 collecting.tick(False)
                 gc.callbacks.remove(self._tick)
                 sys.setswitchinterval(self._usual)
 
     def _tick(self, phase: str, info: dict[str, Any]) -> None:
         """Called at every collection, on the thread that made the object too many."""
-        if phase != "stop" or not getattr(self._own, "inside", False):
+        if phase != "stop" or (work := self._at_work.get(threading.get_ident())) is None:
             return
         now = time.monotonic()
-        if now - self._own.since > STINT:
+        if now - work.since > STINT:
             if now - self._called < LATELY:
-                time.sleep(PAUSE * self._count)
-            self._own.since = time.monotonic()
+                time.sleep(PAUSE * max(1, self._wanting(now)))
+                work.paused += time.monotonic() - now
+            work.since = time.monotonic()
+
+    def _waits(self, came: float) -> bool:
+        """Whether such work that came at a time waits for other work still."""
+        now = time.monotonic()
+        return now - self._called < LATELY and now - came < PATIENCE and self._wanting(now) > 0
+
+    def _wanting(self, now: float) -> int:
+        """How many threads want Python for such work: those in XLA, say, end no pause for long."""
+        works = list(self._at_work.values())
+        lately = now - 2 * (PAUSE + STINT) * len(works)
+        return sum(one.since > lately for one in works)
 
     def _step_behind(self) -> None:
         if sys.platform == "linux" and not getattr(self._own, "behind", False):

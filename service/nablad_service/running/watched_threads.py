@@ -45,6 +45,7 @@ class _Job:
     ended: Future[Any] = field(default_factory=Future)
     """The same, if the caller was told to wait no longer."""
     started: float = 0.0
+    thread: int = 0
     overrun: bool = False
 
 
@@ -54,7 +55,7 @@ class WatchedThreads:
     Args:
         name: prefix of the threads' names.
         count: how many pieces of work run at the same time.
-        seconds: how long one may run before it is left behind; 0 for no limit.
+        seconds: how long one may run before it is left behind, its pauses aside; 0 for no limit.
         spare: how many threads may be lost and replaced. The device's thread has none: what occupies the
             device occupies it for everybody.
         behind: whether they give way to other threads. Compiling takes all cores it is given, and calls of
@@ -65,7 +66,7 @@ class WatchedThreads:
         self, name: str, count: int, seconds: float, *, spare: int = 0, behind: bool = False
     ) -> None:
         self._name = name
-        self._way = GIVING_WAY if behind else nullcontext()
+        self._behind = behind
         self._count = count
         self._seconds = seconds
         self._spare = spare
@@ -127,12 +128,12 @@ class WatchedThreads:
                 job = self._waiting.popleft()
                 if not job.answer.set_running_or_notify_cancel():
                     continue
-                job.started = time.monotonic()
+                job.started, job.thread = time.monotonic(), threading.get_ident()
                 self._running.add(job)
             outcome: Any = None
             error: BaseException | None = None
             try:
-                with self._way:
+                with GIVING_WAY if self._behind else nullcontext():
                     outcome = job.work()
             except BaseException as raised:
                 error = raised
@@ -160,12 +161,17 @@ class WatchedThreads:
         self._stuck_since = None
         return True
 
+    def _paused(self, job: _Job) -> float:
+        return GIVING_WAY.paused(job.thread) if self._behind else 0.0
+
     def _watch(self) -> None:
         while not self._closed.wait(min(LONGEST_LOOK, self._seconds / 4)):
             now = time.monotonic()
             told: list[tuple[_Job, Exception]] = []
             with self._changed:
-                for job in [one for one in self._running if now - one.started > self._seconds]:
+                for job in [
+                    one for one in self._running if now - one.started - self._paused(one) > self._seconds
+                ]:
                     job.overrun = True
                     self._running.discard(job)
                     self._serving -= 1
