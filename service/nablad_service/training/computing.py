@@ -19,11 +19,9 @@ from nablad_service.query import Query
 from nablad_service.training.changes import Adding, Batch, Call, Stepping, Told
 from nablad_service.training.gradients import Around, gradient_of
 from nablad_service.training.optimisers import Arrays, Rule, StepValues
+from nablad_service.training.packing import PackedState, Packing, State
 from nablad_service.training.session_questions import Start
 from nablad_service.training.state import TrainingState, first_state, no_sums, size_of
-
-UNSEEN: Mapping[str, Any] = {"gradients": {}, "value": None, "weight": None}
-"""In place of sums that are zero: each array takes its time on the way into a program and out of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,18 +169,24 @@ class GradientStep:
 
     adding: Adding
     stepping: Stepping
-    only: bool
-    """Whether the gradient is the only one of its step."""
+    packing: Packing | None
+    """Of the state, where the gradient is the only one of its step."""
     compiled: Any
     structure: Any
 
-    def run(self, state: TrainingState, call: Call, values: StepValues) -> tuple[TrainingState, Any]:
+    def run(self, state: State, call: Call, values: StepValues) -> tuple[State, Any]:
         """The state after the step, and what `told` reads."""
+        if self.packing is None:
+            whole = state.whole()
+            models = {name: whole.models[name] for name in self.adding.models}
+            with failures_told():
+                after, told = self.compiled(whole._replace(models=models), call, values)
+            return after._replace(models={**whole.models, **after.models}), told
+        if not isinstance(state, PackedState) or state.packing != self.packing:
+            state = PackedState.of(state.whole(), self.adding.models, self.packing)
         with failures_told():
-            after, told = self.compiled(_part(state, self.adding, only=self.only), call, values)
-        if self.only:  # the sums are zero as before
-            after = after._replace(gradients=state.gradients, value=state.value, weight=state.weight)
-        return after._replace(models={**state.models, **after.models}), told
+            arrays, told = self.compiled(state.arrays, call, values)
+        return PackedState(self.packing, arrays, state.rest), told
 
     def told(self, told: Any) -> tuple[Computed, Stepped]:
         """What a call tells, waited for.
@@ -198,27 +202,39 @@ class GradientStep:
 def compile_gradient_step(
     adding: Adding, rule: Rule, state: TrainingState, call: Call, values: StepValues, *, only: bool
 ) -> GradientStep:
-    """Compile for arguments like these, specs do in place of arrays; `only` as in `GradientStep`."""
+    """Compile for arguments like these; specs do in place of arrays.
+
+    Args:
+        adding: the gradient.
+        rule: the optimiser.
+        state: of a session.
+        call: its values.
+        values: of a step.
+        only: whether there are no other gradients since the last step.
+    """
     stepping = Stepping(rule)
 
     def both(state: TrainingState, call: Call, values: StepValues) -> Any:
-        if only:
-            state = state._replace(**no_sums(state.params))
         changed, told, _ = adding(adding.part(state), call)
         summed = adding.merged(state, changed)
         after, figures = stepping(stepping.part(summed), values, [])
-        after = stepping.merged(summed, after)
-        return after._replace(**UNSEEN) if only else after, (told, figures)
+        return stepping.merged(summed, after), (told, figures)
 
-    part = _part(state, adding, only=only)
-    compiled = jax.jit(both).lower(part, call, values).compile()
-    return GradientStep(adding, stepping, only, compiled, adding.structure(adding.part(state), call))
+    part = state.part(adding.models)
+    structure = adding.structure(adding.part(state), call)
+    if not only:
+        compiled = jax.jit(both).lower(state._replace(models=part.models), call, values).compile()
+        return GradientStep(adding, stepping, None, compiled, structure)
+    packing = Packing.of(part)
 
+    def both_packed(arrays: tuple[Any, ...], call: Call, values: StepValues) -> Any:
+        part: TrainingState = packing.unpacked(arrays)
+        after, told = both(part._replace(**no_sums(part.params)), call, values)
+        return packing.packed(after.part(adding.models)), told
 
-def _part(state: TrainingState, adding: Adding, *, only: bool) -> TrainingState:
-    """What a gradient and its step read of a state: no sums where the gradient is the only one."""
-    models = {name: state.models[name] for name in adding.models}
-    return state._replace(models=models, **(UNSEEN if only else {}))
+    arrays = jax.eval_shape(packing.packed, part)
+    compiled = jax.jit(both_packed).lower(arrays, call, values).compile()
+    return GradientStep(adding, stepping, packing, compiled, structure)
 
 
 def _computed(structure: Any, told: Told) -> Computed:

@@ -111,7 +111,8 @@ def _batch_about(pending: Pending) -> BatchAbout:
 def arrays_of(progress: Progress) -> dict[str, NDArray[Any]]:
     """The arrays of a save, copied to the host's memory."""
     batches = {f"{BATCH}{index}": one.batch.around for index, one in enumerate(progress.pending)}
-    return {**on_host(progress.state), **on_host(batches)}
+    assert progress.state is not None  # only what is in memory is saved
+    return {**on_host(progress.state.whole()), **on_host(batches)}
 
 
 def standing_of(name: str, about: About, generation: int, steps: list[int], used: datetime) -> Standing:

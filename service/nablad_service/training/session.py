@@ -30,6 +30,7 @@ from nablad_service.training.diagnosing import diagnosed_training
 from nablad_service.training.gradients import asked
 from nablad_service.training.optimisers import Rule, StepValues, values_of
 from nablad_service.training.order import Order, Turn
+from nablad_service.training.packing import State
 from nablad_service.training.pieces import Pieces
 from nablad_service.training.session_questions import Questions, Trainee
 from nablad_service.training.state import TrainingState, size_of
@@ -63,7 +64,7 @@ class Pending:
 class Progress:
     """What calls change; replaced as a whole."""
 
-    state: TrainingState | None
+    state: State | None
     """None where it is not in memory."""
     step: int = 0
     accumulated: int = 0
@@ -194,7 +195,7 @@ class Session:
         def change(before: Progress) -> tuple[Progress, Any]:
             given = self.device.placement.arguments(query)
             call = self._call(request, query, given["inputs"])
-            state, told, batch = accumulation.run(self._state(before), call)
+            state, told, batch = accumulation.run(self._state(before).whole(), call)
             pending = before.pending
             if self.rule.needs_loss:
                 kept = request.model_copy(update={"inputs": {}, "step": None})
@@ -258,7 +259,7 @@ class Session:
 
         def change(before: Progress) -> tuple[Progress, tuple[Stepped, int]]:
             _need_gradient(before)
-            state, figures = stepping.run(self._state(before), values, batches)
+            state, figures = stepping.run(self._state(before).whole(), values, batches)
             after = Progress(state, before.step + 1)
             return after, (stepping.stepped(figures), after.step)
 
@@ -319,7 +320,7 @@ class Session:
             await turn.alone()
         return not self.progress.accumulated
 
-    def _state(self, progress: Progress) -> TrainingState:
+    def _state(self, progress: Progress) -> State:
         if progress.state is None:  # calls begin with it in memory
             raise self.deleted()
         return progress.state
@@ -388,8 +389,8 @@ def _wrong(computed: Computed, query: Query, adding: Adding, before: Progress, c
     """What was asked of a program whose result is not finite."""
     if computed.finite:
         return None
-    state = before.state
-    assert state is not None  # it was computed with
+    assert before.state is not None  # it was computed with
+    state = before.state.whole()
     return asked(query, state.params, adding.around(state, call))
 
 

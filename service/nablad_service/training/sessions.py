@@ -243,8 +243,8 @@ class Sessions:
         progress = await self._present(session)
 
         def work() -> TrainedNow:
-            state = progress.state
-            assert state is not None
+            assert progress.state is not None
+            state = progress.state.whole()
             # In the models' own order, which JAX does not keep.
             params = {
                 model: {
@@ -271,8 +271,9 @@ class Sessions:
 
         def work() -> dict[str, NDArray[Any]]:
             assert progress.state is not None
-            weight = np.asarray(progress.state.weight)
-            return {label: np.asarray(one) / weight for label, one in progress.state.gradients.items()}
+            state = progress.state.whole()
+            weight = np.asarray(state.weight)
+            return {label: np.asarray(one) / weight for label, one in state.gradients.items()}
 
         finished = await self._device.scheduler.run(work)
         return progress.accumulated, finished.result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -38,6 +38,29 @@ class TrainingState(NamedTuple):
     """Steps done; int32."""
     key: Any
     """What random operators draw from; the data of a key, uint32 (2,)."""
+
+    def whole(self) -> TrainingState:
+        """As of one that is packed."""
+        return self
+
+    def part(self, models: Collection[str]) -> TrainingState:
+        """What a step with its only gradient reads, the state of some models: no sums, which are zero."""
+        return self._replace(
+            models={name: self.models[name] for name in models}, gradients={}, value=None, weight=None
+        )
+
+    def rest(self) -> TrainingState:
+        """What such a step leaves as it is."""
+        return self._replace(params={}, optimiser=None, step=None, key=None)
+
+    def with_rest(self, rest: TrainingState) -> TrainingState:
+        """The state of this part and its rest."""
+        return self._replace(
+            models={**rest.models, **self.models},
+            gradients=rest.gradients,
+            value=rest.value,
+            weight=rest.weight,
+        )
 
 
 def first_state(
