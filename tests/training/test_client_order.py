@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 
 import nablad
 from nablad.training.async_session import AsyncSession
+from nablad.training.messages import Standing
+from nablad.training.order import Order
 from nablad.training.session import UNDER_WAY, Session
 
 from pretended import OPTIMISER, PretendedServer  # isort: skip
@@ -30,6 +33,24 @@ def client(server: PretendedServer) -> Iterator[nablad.Client]:
 
 def begun(client: nablad.Client, **settings: Any) -> Session:
     return client.session(model="net", optimiser=OPTIMISER, **settings)
+
+
+def test_results_that_come_late_take_no_step_back() -> None:
+    order = Order(standing(step=4, sequence=10, generation=1))
+    first, second, third = (order.number() or {} for _ in range(3))
+    order.took(second, SimpleNamespace(stepped=SimpleNamespace(step=6)))
+    order.took(first, SimpleNamespace(stepped=SimpleNamespace(step=5)))
+    assert order.step == 6
+    order.took(third, SimpleNamespace(step=2, stepped=None))  # a `load`
+    assert order.step == 2
+    with pytest.raises(nablad.SessionRestored):
+        order.follow(standing(step=1, sequence=3, generation=2))
+    order.took(third, SimpleNamespace(step=9, stepped=None))
+    assert order.step == 1
+
+
+def standing(**where: int) -> Standing:
+    return Standing.model_construct(name="run", **where)
 
 
 def test_calls_are_numbered_and_done_in_the_order_they_were_made(

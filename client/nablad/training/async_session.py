@@ -231,7 +231,7 @@ class AsyncSession:
             self._order.failed(pending, error)
             pending.fail(error)
         else:
-            self._order.took(result)
+            self._order.took(number, result)
             pending.succeed(result)
 
     async def _read(self, call: Call[T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 
 from nablad.errors import SessionRestored
 from nablad.training.messages import Standing
@@ -18,7 +19,8 @@ class Order:
 
     def __init__(self, standing: Standing) -> None:
         self._name = standing.name
-        self.step = standing.step
+        self._latest = standing.sequence
+        """Number of the last call that told a step."""
         self._go_on(standing.generation, standing.sequence, standing.step)
         self._unsure = False
         self._told = standing.generation
@@ -65,10 +67,14 @@ class Order:
             elif error.generation > self.generation:
                 self._go_on(error.generation, error.sequence, error.step)
 
-    def took(self, result: object) -> None:
-        """Take note of the step that a call's result tells."""
-        stepped = getattr(result, "stepped", None) or result
-        self.step = getattr(stepped, "step", self.step)
+    def took(self, number: Mapping[str, int], result: object) -> None:
+        """Take note of the step that the result of a numbered call tells; results come in any order."""
+        step = getattr(getattr(result, "stepped", None) or result, "step", None)
+        with self._lock:
+            here = number["generation"] == self.generation
+            if step is not None and here and number["sequence"] > self._latest:
+                self.step = step
+                self._latest = number["sequence"]
 
     def follow(self, standing: Standing) -> None:
         """Go on from where the session stands; nothing is under way.
@@ -85,6 +91,7 @@ class Order:
 
     def _go_on(self, generation: int, sequence: int, step: int) -> None:
         self.generation, self.next, self.step = generation, sequence + 1, step
+        self._latest = sequence
         self._stood = (step, sequence, generation)
 
     def _restored(self) -> SessionRestored:

@@ -210,20 +210,20 @@ class Session:
                 while (number := self._order.number()) is None:
                     self._ask_where_it_stands()
                 pending: Pending[T] = Pending(f"{what} {number['sequence']}")
-                self._threads.submit(self._run, build(members, number), pending)
+                self._threads.submit(self._run, build(members, number), number, pending)
             except BaseException:
                 self._room.release()
                 raise
         return pending
 
-    def _run(self, call: Call[T], pending: Pending[T]) -> None:
+    def _run(self, call: Call[T], number: Mapping[str, int], pending: Pending[T]) -> None:
         try:
             result = self._deliver(call)
         except BaseException as error:
             self._order.failed(pending, error)
             pending.set_exception(error)
         else:
-            self._order.took(result)
+            self._order.took(number, result)
             pending.set_result(result)
         finally:
             self._room.release()

@@ -42,11 +42,10 @@ class _Job:
     work: Callable[[], Any]
     answer: Future[Any] = field(default_factory=Future)
     """What the caller waits for."""
-    ended: Future[Any] = field(default_factory=Future)
-    """The same, if the caller was told to wait no longer."""
     started: float = 0.0
     thread: int = 0
-    overrun: bool = False
+    ended: Future[Any] | None = None
+    """What becomes of it, once it has overrun: the caller waits no longer."""
 
 
 class WatchedThreads:
@@ -140,9 +139,9 @@ class WatchedThreads:
             stays = True
             with self._changed:
                 self._running.discard(job)
-                if job.overrun:
+                if job.ended is not None:
                     stays = self._return()
-            future = job.ended if job.overrun else job.answer
+            future = job.answer if job.ended is None else job.ended
             if error is not None:
                 future.set_exception(error)
             else:
@@ -172,7 +171,7 @@ class WatchedThreads:
                 for job in [
                     one for one in self._running if now - one.started - self._paused(one) > self._seconds
                 ]:
-                    job.overrun = True
+                    job.ended = Future()
                     self._running.discard(job)
                     self._serving -= 1
                     self._lost += 1

@@ -53,7 +53,7 @@ class Pieces:
         query: Query,
         choices: Mapping[int, str],
         state: TrainingState,
-        call: Call,
+        call: Callable[[], Call],
         *,
         tells_gradients: bool,
     ) -> tuple[Accumulation, bool]:
@@ -63,7 +63,7 @@ class Pieces:
             query: what is asked.
             choices: the planner's for it.
             state: one like those to come.
-            call: likewise.
+            call: gives one likewise, where it has to be compiled.
             tells_gradients: whether the call tells them as arrays.
 
         Raises:
@@ -75,7 +75,7 @@ class Pieces:
         async def make() -> Accumulation:
             adding = adding_of(await self.traced(query, choices), query, tells_gradients=tells_gradients)
             return await self._programs.compiled(
-                "session", key, lambda: compile_accumulation(own, adding, state, call)
+                "session", key, lambda: compile_accumulation(own, adding, state, call())
             )
 
         return await self._once(key, make)
@@ -85,7 +85,7 @@ class Pieces:
         query: Query,
         choices: Mapping[int, str],
         state: TrainingState,
-        call: Call,
+        call: Callable[[], Call],
         rule: Rule,
         values: StepValues,
         *,
@@ -103,7 +103,7 @@ class Pieces:
         async def make() -> GradientStep:
             adding = adding_of(await self.traced(query, choices), query, tells_gradients=tells_gradients)
             return await self._programs.compiled(
-                "session", key, lambda: compile_gradient_step(adding, rule, state, call, values, only=only)
+                "session", key, lambda: compile_gradient_step(adding, rule, state, call(), values, only=only)
             )
 
         return await self._once(key, make)

@@ -187,7 +187,7 @@ class Session:
             query,
             self.choices_of(query),
             self.specs,
-            self._call(request, query, arguments(query)["inputs"]),
+            lambda: self._call(request, query, arguments(query)["inputs"]),
             tells_gradients=request.gradients,
         )
         accumulation, compiled, compiling = await _timed(making)
@@ -216,7 +216,7 @@ class Session:
             query,
             self.choices_of(query),
             self.specs,
-            self._call(request, query, arguments(query)["inputs"]),
+            lambda: self._call(request, query, arguments(query)["inputs"]),
             self.rule,
             values,
             only=only,
