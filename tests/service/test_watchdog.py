@@ -376,10 +376,14 @@ def test_pauses_do_not_count_as_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(giving_way, "LATELY", math.inf)
     monkeypatch.setattr(giving_way, "PAUSE", 1.0)
     behind = WatchedThreads("test", 2, 2.0, behind=True)
+    end = threading.Event()
     try:
         for one in [behind.submit(lambda: pauses_for(3.0)) for _ in range(2)]:
             one.result(60)
-        with pytest.raises(Overrun):
-            behind.submit(lambda: threading.Event().wait(30)).result(60)
+        with pytest.raises(Overrun) as overrun:
+            behind.submit(lambda: end.wait(60)).result(60)
     finally:
+        end.set()
         behind.close()
+    assert overrun.value.ended.result(60)
+    assert not GIVING_WAY.needed
