@@ -143,6 +143,18 @@ def test_an_application_that_is_observed_leads_every_call_through(
     inside(scenario, app)
 
 
+def test_an_application_that_is_observed_sees_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(Settings(tune_after_calls=0))
+    monkeypatch.setattr(app, "observed", lambda: True)
+
+    async def scenario(app: Application, client: httpx.AsyncClient) -> None:
+        paths = passed(app)
+        assert (await client.post(GRADIENT, json=ASKED)).json()["value"] == 5.0
+        assert paths == [GRADIENT]
+
+    inside(scenario, app)
+
+
 @pytest.mark.parametrize(
     ("name", "code"),
     [

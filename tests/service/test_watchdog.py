@@ -9,9 +9,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -299,25 +300,27 @@ def test_threads_behind_pause_while_requests_come_in(monkeypatch: pytest.MonkeyP
     clock = Clock()
     monkeypatch.setattr(giving_way, "time", clock)
     monkeypatch.setattr(giving_way, "LATELY", math.inf if requests else 0.0)
-    behind = WatchedThreads("test", 1, 0, behind=True)
 
     def work() -> None:
         looks = clock.now
         while clock.now < looks + 50 * STINT:  # where another thread collects just then, nothing is told
             makes_objects()
 
-    try:
+    with closing(WatchedThreads("test", 1, 0, behind=True)) as behind:
         GIVING_WAY.called()
-        behind.submit(work).result(60)
+        all_done([behind.submit(work)])
         assert gc.get_threshold() == thresholds
-    finally:
-        behind.close()
     assert set(clock.pauses) == ({PAUSE} if requests else set())
     assert len(clock.pauses) <= 50, "no more often than after each stint"
 
 
 def makes_objects() -> list[set[int]]:
     return [{number} for number in range(2 * FEW)]  # of lists Python keeps some for the next
+
+
+def all_done(works: Iterable[Future[None]]) -> None:
+    for one in list(works):  # all of them are begun first
+        one.result(60)
 
 
 def pauses_for(seconds: float) -> None:
@@ -332,7 +335,6 @@ def test_of_threads_behind_one_begins_after_the_other_while_requests_come_in(
 ) -> None:
     monkeypatch.setattr(giving_way, "LATELY", math.inf)
     monkeypatch.setattr(giving_way, "PATIENCE", 60.0)
-    behind = WatchedThreads("test", 4, 0, behind=True)
     working: list[int] = []
     most, end = 0, threading.Event()
 
@@ -343,21 +345,17 @@ def test_of_threads_behind_one_begins_after_the_other_while_requests_come_in(
         pauses_for(5 * PAUSE)
         working.pop()
 
-    try:
+    with closing(WatchedThreads("test", 4, 0, behind=True)) as behind:
         idle = behind.submit(lambda: end.wait(60))  # in XLA, say: it wants no Python
-        for one in [behind.submit(work) for _ in range(3)]:
-            one.result(60)
+        all_done(behind.submit(work) for _ in range(3))
         assert most == 1
         end.set()
         assert idle.result(60)
-    finally:
-        behind.close()
 
 
 def test_threads_behind_wait_for_each_other_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(giving_way, "LATELY", math.inf)
     monkeypatch.setattr(giving_way, "PATIENCE", 0.05)
-    behind = WatchedThreads("test", 2, 0, behind=True)
     began = [threading.Event(), threading.Event()]
 
     def work(one: int) -> None:
@@ -365,25 +363,18 @@ def test_threads_behind_wait_for_each_other_only_so_long(monkeypatch: pytest.Mon
         while not began[1 - one].is_set():
             pauses_for(PAUSE)
 
-    try:
-        for one in [behind.submit(lambda one=one: work(one)) for one in range(2)]:
-            one.result(60)
-    finally:
-        behind.close()
+    with closing(WatchedThreads("test", 2, 0, behind=True)) as behind:
+        all_done(behind.submit(partial(work, one)) for one in range(2))
 
 
 def test_pauses_do_not_count_as_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(giving_way, "LATELY", math.inf)
     monkeypatch.setattr(giving_way, "PAUSE", 1.0)
-    behind = WatchedThreads("test", 2, 2.0, behind=True)
     end = threading.Event()
-    try:
-        for one in [behind.submit(lambda: pauses_for(3.0)) for _ in range(2)]:
-            one.result(60)
+    with closing(WatchedThreads("test", 2, 2.0, behind=True)) as behind:
+        all_done(behind.submit(partial(pauses_for, 3.0)) for _ in range(2))
         with pytest.raises(Overrun) as overrun:
             behind.submit(lambda: end.wait(60)).result(60)
-    finally:
         end.set()
-        behind.close()
     assert overrun.value.ended.result(60)
     assert not GIVING_WAY.needed
